@@ -1,0 +1,1 @@
+"""The complete course: every module of `exercises`, finished."""

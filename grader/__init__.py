@@ -1,0 +1,1 @@
+"""The `tinyllm-grade` program: grades a day, explains the verdict, keeps the learner's progress."""

@@ -1,0 +1,52 @@
+"""What to type next: one line for a task that is not done, and one for the day."""
+
+from __future__ import annotations
+
+from .catalog import Course, Day
+from .report import DayReport, Outcome, TaskResult, Verdict
+
+
+def for_tasks(day: Day, report: DayReport) -> dict[int, str]:
+    """The next step of each task that did not pass."""
+    return {t.id: _for_task(day, t) for t in report.tasks if t.outcome is not Outcome.PASSED}
+
+
+def _for_task(day: Day, task: TaskResult) -> str:
+    match task.outcome:
+        case Outcome.BLOCKED:
+            return next((_unblock(day, c.failure.needs_day) for c in task.checks if c.failure), "")
+        case Outcome.NOT_RUN_HERE:
+            return "tinyllm-grade doctor"
+        case Outcome.COURSE_FAULT:
+            return "this is the course's fault: please report it, with the output of `tinyllm-grade doctor`"
+        case _:
+            return f"tinyllm-grade hint {day.name} --task {task.id}"
+
+
+def _unblock(day: Day, needs: str) -> str:
+    if not needs:
+        return ""
+    return f"tinyllm-grade day{needs}, or for now: tinyllm-grade {day.name} --borrow day{needs}"
+
+
+def for_day(course: Course, day: Day, report: DayReport) -> list[str]:
+    """What follows the verdict of a whole day."""
+    match report.verdict:
+        case Verdict.PASSED if report.only_task is None:
+            later = course.days[course.days.index(day) + 1 :]
+            if not later:
+                return ["That was the last day so far. Compare: tinyllm-grade diff " + day.name]
+            return [
+                f"compare: tinyllm-grade diff {day.name}   next day: tinyllm-grade read {later[0].name}",
+            ]
+        case Verdict.PASSED:
+            return [f"the whole day: tinyllm-grade {day.name}"]
+        case Verdict.NOT_PASSED if all(t.outcome is Outcome.NOT_STARTED for t in report.tasks):
+            files = ", ".join(report.graded)
+            return [
+                f"Nothing is written yet. The lesson: tinyllm-grade read {day.name}",
+                f"Then fill in {files} and run this again.",
+            ]
+        case Verdict.ENVIRONMENT | Verdict.PARTIAL:
+            return ["what this machine has and lacks: tinyllm-grade doctor"]
+    return []

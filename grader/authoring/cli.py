@@ -1,0 +1,187 @@
+"""`python -m tinyllm.grader.authoring`: parses and prints; the work is done by the modules beside it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import catalog
+from ..catalog import Course, Day
+from ..clone import Clone, find_clone
+from ..errors import CourseError
+from . import ci as ci_
+from . import imports as imports_
+from . import spec_checks
+from . import stubs as stubs_
+from . import verify as verify_
+
+
+class _Commands(click.Group):
+    """Ends in a course error's own sentence and exit code instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CourseError as error:
+            click.echo(error.message, err=True)
+            if error.next_step:
+                click.echo(error.next_step, err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Tools for writing a day of the course."""
+
+
+@main.command()
+@click.option("--check", "only_check", is_flag=True, help="Only show what differs; exit code 1 if anything.")
+def stubs(only_check: bool) -> None:
+    """Generate exercises/ from reference/ and the specs. What is in exercises/ is overwritten."""
+    clone, course = _load()
+    if only_check:
+        _end(_check_stubs(clone, course))
+        return
+    changed = stubs_.write(clone, course)
+    for relative in changed:
+        click.echo(f"exercises/{relative}")
+    click.echo(f"{len(changed)} {'file' if len(changed) == 1 else 'files'} changed.")
+
+
+@main.command()
+def imports() -> None:
+    """Check who imports whom, in every part of the clone."""
+    _end(_check_imports(*_load()))
+
+
+@main.command()
+@click.argument("day", default="all")
+def specs(day: str) -> None:
+    """Check that a day's spec, lesson and tests belong together. DAY as in `tinyllm-grade`; default: all."""
+    clone, course = _load()
+    _end(_check_specs(clone, course, course.select(day)))
+
+
+_jobs = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=verify_.default_jobs,
+    show_default="the number of processors",
+    help="Gradings at a time.",
+)
+
+
+@main.command()
+@click.argument("day", default="all")
+@_jobs
+@click.option("-v", "--verbose", is_flag=True, help="One line for each claim, with the check that decided.")
+def verify(day: str, jobs: int, verbose: bool) -> None:
+    """Prove that the tests of a day see mistakes. DAY as in `tinyllm-grade`; default: all.
+
+    Grades the reference, the stub, every misconception, the cheats, and each symbol taken away.
+    """
+    clone, course = _load()
+    proofs = _verify(clone, course, course.select(day), jobs, verbose)
+    click.echo(verify_.closing(proofs))
+    _end(ci_.Result.of(p for proof in proofs for p in proof.problems))
+
+
+@main.command()
+@_jobs
+def ci(jobs: int) -> None:
+    """Everything that must hold before a change is taken: style, imports, stubs, specs, tests, proofs."""
+    clone, course = _load()
+    with tempfile.TemporaryDirectory() as folder:
+        steps = [
+            ci_.Step("ruff check", lambda: ci_.command(["ruff", "check"], clone.root)),
+            ci_.Step("ruff format", lambda: ci_.command(["ruff", "format", "--check"], clone.root)),
+            ci_.Step("imports", lambda: _check_imports(clone, course)),
+            ci_.Step("stubs", lambda: _check_stubs(clone, course)),
+            ci_.Step("specs", lambda: _check_specs(clone, course, course.days)),
+            ci_.Step("tests", lambda: ci_.measured_tests(clone.root, Path(folder))),
+            ci_.Step("verify", lambda: _verify_step(clone, course, jobs)),
+        ]
+        passed = ci_.run_steps(steps, click.echo)
+    if not passed:
+        raise SystemExit(1)
+
+
+def _load() -> tuple[Clone, Course]:
+    clone = find_clone()
+    return clone, catalog.load(clone)
+
+
+def _end(result: ci_.Result) -> None:
+    if result.failed:
+        raise SystemExit(1)
+
+
+def _check_stubs(clone: Clone, course: Course) -> ci_.Result:
+    difference = stubs_.check(clone, course)
+    if not difference:
+        click.echo("exercises/ is what the reference and the specs generate.")
+        return ci_.Result.of([])
+    click.echo(difference, nl=False)
+    told = "exercises/ differs from a fresh generation. Run: python -m tinyllm.grader.authoring stubs"
+    click.echo(told)
+    return ci_.Result.of([told])
+
+
+def _check_imports(clone: Clone, course: Course) -> ci_.Result:
+    found = imports_.violations(clone, course)
+    fine = f"Every import is allowed. Files read: {imports_.count_files(clone)}"
+    return _told([str(v) for v in found], fine)
+
+
+def _check_specs(clone: Clone, course: Course, days: Sequence[Day]) -> ci_.Result:
+    names = " ".join(day.name for day in days)
+    return _told(spec_checks.problems(clone, days), f"Spec, lesson and tests belong together: {names}")
+
+
+def _told(problems: Sequence[str], fine: str) -> ci_.Result:
+    for problem in problems:
+        click.echo(problem)
+    if not problems:
+        click.echo(fine)
+    return ci_.Result.of(problems)
+
+
+def _verify(
+    clone: Clone, course: Course, days: Sequence[Day], jobs: int, verbose: bool = False
+) -> list[verify_.Proof]:
+    """Prove the days one after another: a line for each as it goes, then the failures and the table."""
+    proofs = []
+    for day in days:
+        proof = verify_.verify_day(clone, course, day, jobs=jobs, progress=_counter(day))
+        proofs.append(proof)
+        total = len(proof.results)
+        if sys.stdout.isatty():
+            click.echo("\r", nl=False)
+        click.echo(f"{day.name}  {proof.passed} of {total} claims hold  {proof.seconds:.1f} s")
+        if verbose:
+            for claim, finding in proof.results:
+                click.echo(f"  {claim.name}: {finding.told}")
+    click.echo("")
+    for proof in proofs:
+        for problem in proof.problems:
+            click.echo(problem)
+    click.echo(verify_.table(proofs))
+    return proofs
+
+
+def _counter(day: Day) -> Callable[[int, int], None]:
+    """Keeps a count on the terminal's line; says nothing where the output is kept."""
+    if not sys.stdout.isatty():
+        return lambda done, total: None
+    return lambda done, total: click.echo(f"\r{day.name}  {done}/{total}", nl=False)
+
+
+def _verify_step(clone: Clone, course: Course, jobs: int) -> ci_.Result:
+    proofs = _verify(clone, course, course.days, jobs)
+    problems = tuple(problem for proof in proofs for problem in proof.problems)
+    return ci_.Result(sum(p.passed for p in proofs), len(problems), problems)

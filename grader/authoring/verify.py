@@ -1,0 +1,346 @@
+"""Proof that a day's tests see what they are for, by grading right, wrong and cheating solutions.
+
+Each statement is a Claim: a solution made from the reference, and what grading it must find. The grader that
+grades here is the one that learners run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from .. import runner
+from ..catalog import Course, Day, Symbol, Task
+from ..clone import Clone
+from ..errors import SpecError
+from ..report import CheckResult, DayReport, Outcome, Verdict
+from . import mutants, stubs
+
+REFERENCE_RATIO = 0.3  # of its tolerance is what the reference may use
+KILLING_RATIO = 10.0  # tolerances by which a misconception must be off
+
+# Outcomes that say the graded code is wrong. A refused API or a fault of the course says something else.
+WRONG = (Outcome.FAILED, Outcome.CRASHED, Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
+
+
+class Kind(Enum):
+    """What a claim is about."""
+
+    REFERENCE = "reference"
+    STUB = "stub"
+    IN_ORDER = "in order"
+    MISCONCEPTION = "misconception"
+    CHEAT = "cheat"
+    TAKEN_AWAY = "taken away"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a claim. `problem` is a sentence, empty when the claim holds."""
+
+    problem: str = ""
+    ratio: float | None = None  # the decisive error / tolerance; inf for an exact comparison
+    check: str = ""  # the check that decided
+
+    @property
+    def told(self) -> str:
+        """ "x7.2e+04, test_softmax.py::test_rows[float32]", or the problem."""
+        by = "" if self.ratio is None else "exact" if math.isinf(self.ratio) else f"x{self.ratio:.3g}"
+        return self.problem or ", ".join(filter(None, [by, self.check])) or "holds"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Grading the reference with `changed` modules in place of its own must be found right by `judge`."""
+
+    kind: Kind
+    name: str  # "misconception 'no-scale'": begins the sentences about it
+    changed: dict[str, str]  # module -> source
+    judge: Callable[[DayReport], Finding]
+    only_task: int | None = None
+    unmade: str = ""  # why there is nothing to grade: the claim does not hold
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A day's claims with what came of them, in the order of the claims."""
+
+    day: Day
+    results: tuple[tuple[Claim, Finding], ...]
+    seconds: float
+
+    @property
+    def problems(self) -> list[str]:
+        return [f"{self.day.name}, {claim.name}: {f.problem}" for claim, f in self.results if f.problem]
+
+    @property
+    def passed(self) -> int:
+        return sum(not finding.problem for _, finding in self.results)
+
+    def of(self, kind: Kind) -> list[Finding]:
+        return [finding for claim, finding in self.results if claim.kind == kind]
+
+
+def verify_day(
+    clone: Clone,
+    course: Course,
+    day: Day,
+    *,
+    jobs: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Proof:
+    """Grade every claim of a day, `jobs` at a time. `progress(done, total)` is told after each."""
+    began = time.monotonic()
+    made = list(claims(clone, course, day))
+    findings: dict[int, Finding] = {}
+    with tempfile.TemporaryDirectory(prefix="tinyllm-verify-") as folder:
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            waiting = {
+                pool.submit(_settle, clone, course, day, claim, Path(folder) / str(number)): number
+                for number, claim in enumerate(made)
+            }
+            for done in as_completed(waiting):
+                error = done.exception()
+                told = f"the grader itself raised {type(error).__name__}: {error}"
+                findings[waiting[done]] = Finding(told) if error else done.result()
+                progress(len(findings), len(made))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    results = tuple((claim, findings[number]) for number, claim in enumerate(made))
+    return Proof(day, results, time.monotonic() - began)
+
+
+def default_jobs() -> int:
+    return os.cpu_count() or 1
+
+
+def _settle(clone: Clone, course: Course, day: Day, claim: Claim, folder: Path) -> Finding:
+    if claim.unmade:
+        return Finding(claim.unmade)
+    overlays = {}
+    for module, source in claim.changed.items():
+        overlays[module] = folder / module
+        overlays[module].parent.mkdir(parents=True, exist_ok=True)
+        overlays[module].write_text(source, encoding="utf-8")
+    report = runner.grade(
+        clone,
+        course,
+        day,
+        solution="reference",
+        overlays=overlays,
+        only_task=claim.only_task,
+        # The reference itself may take its time; a wrong solution that never ends may not.
+        timeout=course.limits.check_seconds if overlays else None,
+    )
+    # A wrong number of checks is a problem too, but only the reference's: the others are judged by what ran.
+    if report.verdict is Verdict.INTERRUPTED or not _checks(report):
+        return Finding(f"it could not be graded: {report.problem}")
+    return claim.judge(report)
+
+
+# ---- the claims ----
+
+
+def claims(clone: Clone, course: Course, day: Day) -> Iterator[Claim]:
+    """What must hold of a day, in the order a reader would ask."""
+    sources = {m: (clone.reference / m).read_text(encoding="utf-8") for m in day.modules}
+    finished = {m for d in (*course.before(day), day) for m in d.modules}
+    unfinished = [m for d in course.days for m in d.modules if m not in finished]
+    later = {m: stubs.stub(clone, course, m).decode() for m in unfinished}
+    own = {m: stubs.stub(clone, course, m).decode() for m in day.modules}
+
+    yield Claim(Kind.REFERENCE, "the reference", {}, lambda report: judge_reference(day, report))
+    yield Claim(Kind.STUB, "the stub", {**own, **later}, lambda report: judge_stub(day, report))
+    if later:
+        yield Claim(
+            Kind.IN_ORDER,
+            "the reference with later days unfinished",
+            later,
+            lambda report: judge_reference(day, report),
+        )
+    for task in day.tasks:
+        yield from _misconceptions(task, sources)
+        yield from _cheats(task, sources)
+    for symbol in dict.fromkeys(s for task in day.tasks for s in task.symbols if s.module.endswith(".py")):
+        changed = {symbol.module: mutants.raising(sources[symbol.module], symbol)}
+        yield Claim(Kind.TAKEN_AWAY, f"{symbol.name} replaced by one that raises", changed, judge_taken_away)
+
+
+def _misconceptions(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
+    for mistake in task.misconceptions:
+        changed, unmade = {}, ""
+        try:
+            changed[mistake.module] = mutants.misconceived(sources[mistake.module], mistake)
+        except SpecError as error:
+            unmade = error.message
+        name = f"task {task.id}, misconception '{mistake.id}'"
+        yield Claim(Kind.MISCONCEPTION, name, changed, judge_misconception, only_task=task.id, unmade=unmade)
+
+
+def _cheats(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
+    for symbol in task.symbols:
+        if not symbol.module.endswith(".py"):
+            continue
+        for cheat in mutants.CHEATS:
+            changed = {symbol.module: mutants.cheating(sources[symbol.module], symbol, cheat)}
+            name = f"task {task.id}, cheat '{cheat.name}' for {symbol.name}"
+            judge = _cheat_judge(symbol, cheat)
+            yield Claim(Kind.CHEAT, name, changed, judge, only_task=task.id)
+
+
+def _cheat_judge(symbol: Symbol, cheat: mutants.Cheat) -> Callable[[DayReport], Finding]:
+    return lambda report: judge_cheat(report, symbol, cheat)
+
+
+# ---- what a grading must find ----
+
+
+def judge_stub(day: Day, report: DayReport) -> Finding:
+    """Every check of every task stops at an unwritten part of this very day."""
+    for check in _checks(report):
+        said = check.failure.summary if check.failure else ""
+        own = check.outcome is Outcome.NOT_STARTED
+        if check.outcome is Outcome.BLOCKED:
+            own = re.search(rf"\bday {re.escape(day.id)}, task \d+", said) is not None
+        if not own:
+            because = f" ({said})" if said else ""
+            return Finding(
+                f"{check.id} comes out as '{check.outcome.value}'{because}, not as 'not started': "
+                "make the check call a symbol of its task, and list that symbol.",
+                check=check.id,
+            )
+    return Finding()
+
+
+def judge_reference(day: Day, report: DayReport) -> Finding:
+    """Every promised check passes, well inside its tolerance."""
+    for task in report.tasks:
+        if len(task.checks) != task.expected:
+            return Finding(
+                f"task {task.id} has {len(task.checks)} checks and checkpoint.toml says {task.expected}: "
+                f"set checks = {len(task.checks)}."
+            )
+    for check in _checks(report):
+        if check.outcome is not Outcome.PASSED:
+            said = f": {check.failure.summary}" if check.failure else "."
+            return Finding(f"{check.id} comes out as '{check.outcome.value}'{said}", check=check.id)
+    if report.verdict is not Verdict.PASSED:
+        return Finding(f"its verdict is '{report.verdict.value}', not 'passed': {report.problem}")
+    worst = max(_checks(report), key=lambda check: check.ratio or 0.0)
+    if (worst.ratio or 0.0) > REFERENCE_RATIO:
+        return Finding(
+            f"{worst.id} uses {worst.ratio:.2f} of its tolerance, and {REFERENCE_RATIO} is allowed: "
+            "count the roundings of the computation again, or tame the input.",
+            ratio=worst.ratio,
+            check=worst.id,
+        )
+    return Finding(ratio=worst.ratio or 0.0, check=worst.id)
+
+
+def judge_misconception(report: DayReport) -> Finding:
+    """Some check of its task is off by KILLING_RATIO tolerances, or fails an exact comparison."""
+    odd = _no_verdict(report)
+    if odd:
+        return odd
+    wrong = [check for check in _checks(report) if check.outcome in WRONG]
+    if not wrong:
+        return Finding(
+            "it survives, every check of the task passes: add an input on which it gives another answer."
+        )
+    worst = max(wrong, key=_error)
+    if _error(worst) < KILLING_RATIO:
+        return Finding(
+            f"the check that sees it best, {worst.id}, is off by {_error(worst):.1f} tolerances, and "
+            f"{KILLING_RATIO:.0f} are needed: choose an input that sets it further apart.",
+            ratio=_error(worst),
+            check=worst.id,
+        )
+    return Finding(ratio=_error(worst), check=worst.id)
+
+
+def judge_cheat(report: DayReport, symbol: Symbol, cheat: mutants.Cheat) -> Finding:
+    odd = _no_verdict(report)
+    if odd:
+        return odd
+    for check in _checks(report):
+        if check.outcome in WRONG:
+            return Finding(check=check.id)
+    return Finding(f"it passes the task: add a check of {symbol.name} and {cheat.advice}.")
+
+
+def judge_taken_away(report: DayReport) -> Finding:
+    for check in _checks(report):
+        if check.outcome in WRONG:
+            return Finding(check=check.id)
+    return Finding("no check of the day fails: add one that calls it, or take it off the task's symbols.")
+
+
+def _checks(report: DayReport) -> list[CheckResult]:
+    return [check for task in report.tasks for check in task.checks]
+
+
+def _error(check: CheckResult) -> float:
+    """By how many tolerances a failed check was off; inf when it was no matter of tolerance."""
+    if check.failure is None or check.failure.ratio is None:
+        return math.inf
+    return check.failure.ratio
+
+
+def _no_verdict(report: DayReport) -> Finding | None:
+    """A check that says nothing about the graded code proves nothing about the tests."""
+    for check in _checks(report):
+        if check.outcome in (Outcome.COURSE_FAULT, Outcome.REFUSED):
+            said = f": {check.failure.summary}" if check.failure else "."
+            return Finding(f"{check.id} comes out as '{check.outcome.value}'{said}", check=check.id)
+    return None
+
+
+# ---- in words ----
+
+
+def table(proofs: Sequence[Proof]) -> str:
+    """One line a day: checks, the reference's worst ratio, what was killed and how narrowly."""
+    rows = [("day", "checks", "reference", "misconceptions", "cheats", "taken away", "seconds")]
+    for proof in proofs:
+        reference = proof.of(Kind.REFERENCE)[0]
+        killed = [f for f in proof.of(Kind.MISCONCEPTION) if not f.problem]
+        narrowest = min((f.ratio for f in killed if f.ratio is not None), default=math.inf)
+        narrowly = "exact" if math.isinf(narrowest) else f"x{narrowest:.3g}"
+        rows.append(
+            (
+                proof.day.name,
+                str(proof.day.checks),
+                "fails" if reference.ratio is None else f"{reference.ratio:.2f}",
+                f"{_killed(proof, Kind.MISCONCEPTION)}, least {narrowly}"
+                if killed
+                else _killed(proof, Kind.MISCONCEPTION),
+                _killed(proof, Kind.CHEAT),
+                _killed(proof, Kind.TAKEN_AWAY),
+                f"{proof.seconds:.0f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _killed(proof: Proof, kind: Kind) -> str:
+    findings = proof.of(kind)
+    return f"{sum(not f.problem for f in findings)}/{len(findings)}"
+
+
+def closing(proofs: Sequence[Proof]) -> str:
+    """ "212 passed, 0 failed": claims, over all days."""
+    passed = sum(proof.passed for proof in proofs)
+    failed = sum(len(proof.results) for proof in proofs) - passed
+    return f"{passed} passed, {failed} failed"

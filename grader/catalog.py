@@ -1,0 +1,334 @@
+"""checkpoint.toml -> frozen values: Course, Day, Task, Misconception, Question, Fact, Rule.
+
+Every error names the file and the key. Nothing here imports learner code, pytest or MLX.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .clone import Clone
+from .errors import SpecError, UsageError
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A name a task asks for: `week1/rope.py` and `RoPE.__call__`."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}::{self.name}"
+
+
+@dataclass(frozen=True)
+class Misconception:
+    """A mistake learners make, as a one-place edit of the reference that must fail its task."""
+
+    id: str
+    module: str
+    find: str
+    replace: str
+    says: str  # the sentence the learner is told
+    lesson: str = ""  # heading of the lesson that explains it
+
+
+@dataclass(frozen=True)
+class Question:
+    ask: str
+    answer: str
+    why: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A convention of the day, word for word as lesson, docstrings and failures state it."""
+
+    id: str
+    text: str
+    symbols: tuple[str, ...] = ()  # symbols whose docstring carries the text
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An API that solutions may not use. `api` is a dotted name, with `.*` for all below it."""
+
+    api: str
+    why: str
+    instead: str
+
+
+@dataclass(frozen=True)
+class Task:
+    id: int
+    title: str
+    goal: str
+    checks: int
+    symbols: tuple[Symbol, ...]
+    hints: tuple[str, ...]
+    misconceptions: tuple[Misconception, ...]
+
+
+@dataclass(frozen=True)
+class Day:
+    id: str  # "1.3"
+    title: str
+    summary: str
+    folder: Path
+    needs: tuple[str, ...]  # what the machine must have besides Python and MLX (doctor.py says how to get it)
+    modules: tuple[str, ...]  # relative to a tree: "week1/gqa.py"
+    builds_on: tuple[str, ...]  # ids of earlier days whose code this day runs
+    tasks: tuple[Task, ...]
+    facts: tuple[Fact, ...]
+    rules: tuple[Rule, ...]  # the course's and the day's own
+    questions: tuple[Question, ...]
+
+    @property
+    def name(self) -> str:
+        return f"day{self.id}"
+
+    @property
+    def week(self) -> int:
+        return int(self.id.split(".")[0])
+
+    @property
+    def lesson(self) -> Path:
+        return self.folder / "lesson.md"
+
+    @property
+    def tests(self) -> tuple[Path, ...]:
+        return tuple(sorted(self.folder.glob("test_*.py")))
+
+    @property
+    def checks(self) -> int:
+        return sum(t.checks for t in self.tasks)
+
+    def task(self, number: int) -> Task:
+        for task in self.tasks:
+            if task.id == number:
+                return task
+        have = ", ".join(str(t.id) for t in self.tasks)
+        raise UsageError(f"{self.name} has no task {number}; its tasks are {have}.")
+
+
+@dataclass(frozen=True)
+class Course:
+    title: str
+    weeks: dict[int, str]
+    days: tuple[Day, ...]
+    limits: Limits
+
+    def day(self, text: str) -> Day:
+        """The day called `day1.3` or `1.3`. Raises UsageError naming the nearest when there is none."""
+        wanted = text.strip().lower().removeprefix("day").strip()
+        for day in self.days:
+            if day.id == wanted:
+                return day
+        known = " ".join(d.name for d in self.days)
+        raise UsageError(f"There is no day called '{text}'. Days: {known}")
+
+    def select(self, text: str) -> tuple[Day, ...]:
+        """The days meant by `day1.3`, `1.3`, `week1` or `all`."""
+        wanted = text.strip().lower()
+        if wanted == "all":
+            return self.days
+        match = re.fullmatch(r"week\s*(\d+)", wanted)
+        if match:
+            days = tuple(d for d in self.days if d.week == int(match[1]))
+            if not days:
+                known = " ".join(f"week{w}" for w in self.weeks)
+                raise UsageError(f"There is no week {match[1]}. Weeks: {known}")
+            return days
+        return (self.day(text),)
+
+    def before(self, day: Day) -> tuple[Day, ...]:
+        return self.days[: self.days.index(day)]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a grading may take. Times are floors: a slow reference raises them (see runner)."""
+
+    check_seconds: float = 10.0
+    reference_multiple: float = 20.0
+    day_seconds: float = 180.0
+    memory_gib: float = 4.0
+
+
+def load(clone: Clone) -> Course:
+    """Read `checkpoints/course.toml` and every day's `checkpoint.toml`, in the days' order."""
+    reader = _Reader(clone.checkpoints / "course.toml", clone)
+    weeks = {int(k): str(v) for k, v in reader.table("weeks").items()}
+    limits = Limits(**{k: float(v) for k, v in reader.table("limits", default={}).items()})
+    rules = tuple(_rule(r) for r in reader.tables("forbids", default=[]))
+    title = reader.text("title")
+    reader.done()
+    folders = [f for f in clone.checkpoints.iterdir() if (f / "checkpoint.toml").is_file()]
+    days = sorted((_day(f, rules, clone) for f in folders), key=lambda d: _order(d.id))
+    for day in days:
+        if day.week not in weeks:
+            raise SpecError(f"{clone.relative(day.folder)}/checkpoint.toml: id: week {day.week} is not in course.toml")
+        known = {d.id for d in days}
+        for other in day.builds_on:
+            if other not in known or _order(other) >= _order(day.id):
+                raise SpecError(f"{clone.relative(day.folder)}/checkpoint.toml: builds_on: '{other}' is no earlier day")
+    return Course(title=title, weeks=weeks, days=tuple(days), limits=limits)
+
+
+def _order(day_id: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in day_id.split("."))
+
+
+def _day(folder: Path, course_rules: tuple[Rule, ...], clone: Clone) -> Day:
+    r = _Reader(folder / "checkpoint.toml", clone)
+    day_id = r.text("id")
+    if not re.fullmatch(r"\d+\.\d+", day_id):
+        r.fail("id", f"'{day_id}' is not of the form week.day")
+    if folder.name != f"day{day_id.replace('.', '_')}":
+        r.fail("id", f"'{day_id}' does not belong in a folder called {folder.name}")
+    modules = r.strings("modules")
+    tasks = tuple(_task(t, modules) for t in r.tables("tasks"))
+    if [t.id for t in tasks] != list(range(1, len(tasks) + 1)):
+        r.fail("tasks", "ids must be 1, 2, 3, ... in order")
+    ids = [m.id for t in tasks for m in t.misconceptions]
+    for name in {i for i in ids if ids.count(i) > 1}:
+        r.fail("tasks", f"two misconceptions are called '{name}'")
+    day = Day(
+        id=day_id,
+        title=r.text("title"),
+        summary=r.text("summary"),
+        folder=folder,
+        modules=modules,
+        builds_on=r.strings("builds_on", default=()),
+        needs=r.strings("needs", default=()),
+        tasks=tasks,
+        facts=tuple(_fact(f) for f in r.tables("facts", default=[])),
+        rules=course_rules + tuple(_rule(x) for x in r.tables("forbids", default=[])),
+        questions=tuple(_question(q) for q in r.tables("questions", default=[])),
+    )
+    r.done()
+    return day
+
+
+def _task(r: _Reader, modules: tuple[str, ...]) -> Task:
+    symbols = []
+    for text in r.strings("symbols"):
+        module, _, name = text.rpartition("::")
+        if not module and len(modules) != 1:
+            r.fail("symbols", f"'{text}' must name its module: the day has several")
+        symbols.append(Symbol(module or modules[0], name))
+        if symbols[-1].module not in modules:
+            r.fail("symbols", f"'{text}': {symbols[-1].module} is not among the day's modules")
+    task = Task(
+        id=r.integer("id"),
+        title=r.text("title"),
+        goal=r.text("goal"),
+        checks=r.integer("checks"),
+        symbols=tuple(symbols),
+        hints=r.strings("hints"),
+        misconceptions=tuple(_misconception(m, modules) for m in r.tables("misconceptions", default=[])),
+    )
+    r.done()
+    return task
+
+
+def _misconception(r: _Reader, modules: tuple[str, ...]) -> Misconception:
+    value = Misconception(
+        id=r.text("id"),
+        module=r.text("module", default=modules[0]),
+        find=r.text("find", strip=False),
+        replace=r.text("replace", strip=False),
+        says=r.text("says"),
+        lesson=r.text("lesson", default=""),
+    )
+    r.done()
+    return value
+
+
+def _question(r: _Reader) -> Question:
+    value = Question(
+        ask=r.text("ask"),
+        answer=r.text("answer"),
+        why=r.text("why", default=""),
+        choices=r.strings("choices", default=()),
+    )
+    r.done()
+    return value
+
+
+def _fact(r: _Reader) -> Fact:
+    value = Fact(id=r.text("id"), text=" ".join(r.text("text").split()), symbols=r.strings("symbols", default=()))
+    r.done()
+    return value
+
+
+def _rule(r: _Reader) -> Rule:
+    value = Rule(api=r.text("api"), why=r.text("why"), instead=r.text("instead"))
+    r.done()
+    return value
+
+
+_MISSING: Any = object()
+
+
+@dataclass
+class _Reader:
+    """Takes typed keys out of a TOML table and complains about what is wrong, missing or left over."""
+
+    file: Path
+    clone: Clone
+    data: dict[str, Any] = field(default=_MISSING)
+    place: str = ""
+
+    def __post_init__(self) -> None:
+        if self.data is _MISSING:
+            try:
+                self.data = tomllib.loads(self.file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                raise SpecError(f"{self.clone.relative(self.file)} is missing.") from None
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise SpecError(f"{self.clone.relative(self.file)}: {error}") from None
+        self.data = dict(self.data)
+
+    def fail(self, key: str, message: str) -> None:
+        raise SpecError(f"{self.clone.relative(self.file)}: {self.place}{key}: {message}")
+
+    def _take(self, key: str, kind: type, wants: str, default: Any) -> Any:
+        value = self.data.pop(key, default)
+        if value is _MISSING:
+            self.fail(key, "is missing")
+        if value is not default and (not isinstance(value, kind) or isinstance(value, bool)):
+            self.fail(key, f"must be {wants}, not {value!r}")
+        return value
+
+    def text(self, key: str, *, default: Any = _MISSING, strip: bool = True) -> str:
+        value = self._take(key, str, "a string", default)
+        return value.strip() if strip else value
+
+    def integer(self, key: str) -> int:
+        return self._take(key, int, "a whole number", _MISSING)
+
+    def strings(self, key: str, *, default: Any = _MISSING) -> tuple[str, ...]:
+        value = self._take(key, list, "a list of strings", default)
+        if not all(isinstance(v, str) for v in value):
+            self.fail(key, "must be a list of strings")
+        return tuple(v.strip() for v in value)
+
+    def table(self, key: str, *, default: Any = _MISSING) -> dict[str, Any]:
+        return self._take(key, dict, "a table", default)
+
+    def tables(self, key: str, *, default: Any = _MISSING) -> list[_Reader]:
+        value = self._take(key, list, "an array of tables", default)
+        if not all(isinstance(v, dict) for v in value):
+            self.fail(key, "must be an array of tables")
+        return [_Reader(self.file, self.clone, v, f"{self.place}{key}[{i}].") for i, v in enumerate(value)]
+
+    def done(self) -> None:
+        for key in self.data:
+            self.fail(key, "is not a key this file can have")

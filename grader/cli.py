@@ -1,0 +1,418 @@
+"""The command line of `tinyllm-grade`: parses, calls one plain function, prints. Everything heavy is imported late."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import catalog
+from .catalog import Course, Day
+from .clone import Clone, find_clone
+from .errors import CourseError, UsageError
+from .render import GradingScreen, Screen
+
+if TYPE_CHECKING:
+    from . import restoring, runner
+    from .report import DayReport
+    from .standing import Standing
+
+
+class GradeByDefault(click.Group):
+    """A group in which `tinyllm-grade day1.3 --task 2` means `tinyllm-grade grade day1.3 --task 2`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "-h", "--version"}
+        if not args or (args[0] not in self.commands and args[0] not in own):
+            args = ["grade", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=GradeByDefault,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
+    epilog="With no command a day is graded: tinyllm-grade day1.1. See tinyllm-grade grade --help.",
+)
+@click.version_option(package_name="tinyllm")
+def main() -> None:
+    """Grade a day of the course, and find the way when stuck.
+
+    DAY is day1.3 or 1.3; grading also takes week1 and all. Exit codes: 0 passed, 1 not passed yet,
+    2 usage, 3 the environment is at fault, 130 interrupted.
+    """
+
+
+class Context:
+    """What every command needs: the clone, the course, and a screen to print to."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self.screen = Screen(verbose=verbose)
+        self.clone: Clone = find_clone()
+        self.course: Course = catalog.load(self.clone)
+
+    def day(self, text: str) -> Day:
+        return self.course.day(text)
+
+    def next_day(self, text: str | None) -> Day:
+        from .grading import days_to_grade
+
+        return days_to_grade(self.clone, self.course, text)[0]
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Append to the log and bring the tracker up to date."""
+        from . import attempts, tracker
+
+        attempts.append(self.clone, event)
+        tracker.update(self.clone, self.course)
+
+
+def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a CourseError into its message and exit code; a closed pipe into silence."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except CourseError as error:
+            Screen(stderr=True).error(error.message, error.next_step)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.stdout = None  # nobody reads on: nothing is left to flush
+            sys.exit(1)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    return run
+
+
+# ---- grading
+
+
+@main.command()
+@click.argument("day", required=False)
+@click.option("--task", "task", type=int, metavar="N", help="Grade this task only.")
+@click.option(
+    "--solution",
+    type=click.Choice(["exercises", "reference"]),
+    default="exercises",
+    help="Which tree to grade (default: exercises).",
+)
+@click.option("--borrow", multiple=True, metavar="DAY", help="Take this day's modules from the reference.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead (schema: grader/report.schema.json).")
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit XML.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), metavar="S", help="Seconds one check may take.")
+@click.option("--no-progress", is_flag=True, help="Write no log, tracker or snapshot.")
+@click.option("-v", "--verbose", is_flag=True, help="Every failure, with tracebacks.")
+@reporting
+def grade(
+    day: str | None,
+    task: int | None,
+    solution: str,
+    borrow: tuple[str, ...],
+    as_json: bool,
+    junit: Path | None,
+    timeout: float | None,
+    no_progress: bool,
+    verbose: bool,
+) -> None:
+    """Grade DAY (day1.3, 1.3, week1, all); without it, the next unfinished day."""
+    from . import grading
+
+    listener: Any = Silence()
+    try:
+        context = Context(verbose=verbose)
+        days = grading.days_to_grade(context.clone, context.course, day)
+        if task is not None:
+            if len(days) != 1:
+                raise UsageError("--task goes with one day.")
+            days[0].task(task)
+        borrowed = tuple(d for text in borrow for d in context.course.select(text))
+        for other in borrowed:
+            if other in days and solution == "exercises":
+                raise UsageError(f"{other.name} is the day being graded: borrowing it would grade the reference.")
+        if junit is not None and not junit.parent.is_dir():
+            raise UsageError(f"--junit {junit}: the folder {junit.parent} does not exist.")
+        options = grading.Options(solution, borrowed, task, timeout, not no_progress)
+        if not as_json:
+            listener = TerminalListener(context, options)
+        graded = grading.grade(context.clone, context.course, days, options, listener)
+    except CourseError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps({"schema": 1, "exit_code": error.exit_code, "days": [], "error": error.message}))
+        sys.exit(error.exit_code)
+    if junit is not None or as_json:
+        from . import export
+
+        if junit is not None:
+            export.write_junit(graded.reports, junit)
+        if as_json:
+            click.echo(json.dumps(export.as_json(graded.reports, graded.exit_code), indent=2))
+    sys.exit(graded.exit_code)
+
+
+class Silence:
+    """A listener that prints nothing."""
+
+    def begin(self, day: Day) -> None: ...
+    def event(self, event: runner.Event) -> None: ...
+    def end(self, day: Day, report: DayReport, so_far: Standing | None) -> None: ...
+    def broken(self, day: Day, report: DayReport) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+class TerminalListener:
+    """Prints a grading as it happens."""
+
+    def __init__(self, context: Context, options: Any) -> None:
+        self.context = context
+        self.options = options
+        self.screen = GradingScreen(context.screen)
+        self._running = ""
+
+    def begin(self, day: Day) -> None:
+        self._day = day
+
+    def event(self, event: runner.Event) -> None:
+        from . import runner
+        from .report import TaskResult
+
+        match event:
+            case runner.Launched():
+                # Only now: the terminal library loads while the grading child boots.
+                graded = [f"{self.options.solution}/{m}" for m in self._day.modules]
+                self.screen.begin(self._day.name, self._day.title, graded, [d.id for d in self.options.borrow])
+            case runner.Started():
+                self._running = f"{event.index} of {event.total}  task {event.task}: {event.title}"
+                self.screen.show_running(self._running)
+            case runner.Slow():
+                self.screen.show_running(f"{event.seconds:.0f} s (of {event.limit:.0f})  {self._running}")
+            case TaskResult():
+                self.screen.task_done(event)
+
+    def end(self, day: Day, report: DayReport, so_far: Standing | None) -> None:
+        from . import advice
+        from .words import duration
+
+        self.screen.stop()
+        self.screen.failures(report, advice.for_tasks(day, report))
+        lines = advice.for_day(self.context.course, day, report)
+        if so_far is not None and so_far.attempts > 1:
+            lines.append(f"attempt {so_far.attempts}, {duration(so_far.seconds)} on this day")
+        self.screen.verdict(report, ", ".join(report.graded), lines)
+
+    def broken(self, day: Day, report: DayReport) -> None:
+        from .grading import first_failing_task
+
+        task = day.task(first_failing_task(report))
+        self.context.screen.paragraph(
+            f"{day.name} had passed, its files changed since, and now task {task.id} ({task.title}) does not "
+            f"pass. See it: tinyllm-grade {day.name}",
+            "bold yellow",
+        )
+
+    def notice(self, text: str) -> None:
+        self.context.screen.paragraph(text, "dim")
+
+
+# ---- finding the way
+
+
+@main.command(name="list")
+@reporting
+def list_days() -> None:
+    """Every day: status, tasks, attempts, time, hints."""
+    from . import overview
+
+    context = Context()
+    overview.show(context.screen, context.clone, context.course)
+
+
+@main.command()
+@click.argument("day", required=False)
+@reporting
+def read(day: str | None) -> None:
+    """The lesson of DAY in the terminal; as Markdown when piped."""
+    from . import attempts, lessons
+
+    context = Context()
+    chosen = context.next_day(day)
+    text = lessons.text(chosen)
+    context.log(attempts.read_event(chosen.id))
+    console = context.screen.console
+    if not console.is_terminal:
+        click.echo(text)
+        return
+    from rich.markdown import Markdown
+
+    with console.pager(styles=True):
+        console.print(Markdown(text, code_theme="ansi_dark"), width=context.screen.width)
+
+
+@main.command()
+@click.argument("day", required=False)
+@click.option("--task", "number", type=int, metavar="N", help="The task (default: the first not passed).")
+@click.option("--again", is_flag=True, help="Show the hints already taken.")
+@reporting
+def hint(day: str | None, number: int | None, again: bool) -> None:
+    """The next hint of a task; each is gentler than the code, and taking it is recorded."""
+    from . import attempts, lessons, standing
+
+    context = Context()
+    chosen = context.next_day(day)
+    events, _ = attempts.read(context.clone)
+    if number is None:
+        hashes = standing.exercise_hashes(context.clone, context.course)
+        days = standing.standings(context.course, events, hashes)
+        number = next((t.id for s in days if s.day == chosen.id for t in s.tasks if not t.passed), 1)
+    task = chosen.task(number)
+    screen = context.screen
+    if again:
+        taken = lessons.seen_hints(chosen, task, events)
+        screen.line(f"{chosen.name}, task {task.id}: {task.title}", "bold")
+        for n, text in enumerate(taken, 1):
+            screen.labelled(f"hint {n}", text, indent=2)
+        if not taken:
+            screen.paragraph("No hint taken yet.", indent=2)
+        return
+    found = lessons.next_hint(chosen, task, events)
+    context.log(attempts.hint_event(chosen.id, task.id, found.number))
+    screen.line(f"{chosen.name}, task {task.id}: {task.title}", "bold")
+    screen.labelled(f"hint {found.number}/{found.total}", found.text, indent=2)
+    if not found.new:
+        screen.paragraph("That was the last hint, once more.", "dim", indent=2)
+    if found.number == found.total:
+        screen.labelled("next", f"tinyllm-grade diff {chosen.name} --task {task.id}", indent=2)
+    else:
+        screen.labelled("more", f"tinyllm-grade hint {chosen.name} --task {task.id}", indent=2)
+
+
+@main.command()
+@click.argument("day", required=False)
+@click.option("--task", "number", type=int, metavar="N", help="Only this task's symbols.")
+@click.option("--stat", is_flag=True, help="Only how many lines differ.")
+@click.option("--tool", is_flag=True, help="Open both files in git's difftool.")
+@reporting
+def diff(day: str | None, number: int | None, stat: bool, tool: bool) -> None:
+    """Your code beside the reference, a task's symbols at a time. Looking is recorded."""
+    from . import attempts, diffing
+
+    context = Context()
+    chosen = context.next_day(day)
+    if number is not None:
+        chosen.task(number)
+    diffs = [] if tool else diffing.compare(context.clone, chosen, number)
+    context.log(attempts.diff_event(chosen.id, number))
+    if tool:
+        diffing.difftool(context.clone, chosen)
+        return
+    console = context.screen.console
+    if stat:
+        for symbol, added, removed in diffing.stat(diffs):
+            click.echo(f"{symbol:<56} +{added:<4} -{removed}")
+        return
+    colour = console.is_terminal and not console.no_color
+    shown = diffing.render(diffs, width=console.width, colour=colour)
+    if isinstance(shown, str):
+        click.echo(shown, nl=False)
+    else:
+        console.print(shown)
+
+
+@main.command()
+@click.option("-n", "count", type=click.IntRange(min=1), default=20, help="How many (default: 20).")
+@reporting
+def history(count: int) -> None:
+    """Every graded state of your exercises, the newest first."""
+    from . import snapshots
+
+    context = Context()
+    kept = snapshots.history(context.clone)
+    if not kept:
+        context.screen.paragraph("No snapshot yet: grading a day makes one.")
+    for snapshot in kept[:count]:
+        when = snapshot.when.astimezone().strftime("%Y-%m-%d %H:%M")
+        context.screen.line(f"{snapshot.number:>4}  {snapshot.short}  {when}  {snapshot.message}")
+    if len(kept) > count:
+        context.screen.line(f"      and {len(kept) - count} older: tinyllm-grade history -n {len(kept)}", "dim")
+
+
+@main.command()
+@click.argument("snapshot")
+@click.option("--day", "day", metavar="DAY", help="Bring back only this day's files.")
+@reporting
+def restore(snapshot: str, day: str | None) -> None:
+    """Bring back SNAPSHOT (its id or number in `history`); what is there now is kept first."""
+    from . import attempts, restoring, snapshots
+
+    context = Context()
+    chosen = context.day(day) if day else None
+    wanted = snapshots.resolve(context.clone, snapshot)
+    done = restoring.restore(context.clone, wanted.id, chosen)
+    context.log(attempts.restore_event(wanted.id, day=chosen.id if chosen else ""))
+    which = f"{chosen.name} is" if chosen else "exercises are"
+    _tell(context, done, f"{which} as in snapshot {wanted.number} ({wanted.short}, {wanted.message})")
+
+
+@main.command()
+@click.argument("day")
+@reporting
+def reset(day: str) -> None:
+    """Bring back the pristine stub of DAY (or all); what is there now is kept first."""
+    from . import attempts, restoring
+    from .authoring import stubs
+
+    context = Context()
+    days = context.course.select(day)
+    pristine = stubs.pristine(context.clone, context.course)
+    wanted = {m: pristine[m] for d in days for m in d.modules}
+    done = restoring.reset(context.clone, wanted)
+    for chosen in days:
+        context.log(attempts.reset_event(chosen.id))
+    _tell(context, done, f"{', '.join(d.name for d in days)}: the stub is back")
+
+
+def _tell(context: Context, done: restoring.Change, what: str) -> None:
+    """Say what a restore or reset changed, and where the state before is kept."""
+    screen = context.screen
+    if not done:
+        screen.line("Nothing to change: the files are so already.")
+        return
+    screen.line(what, "bold")
+    for path in done.written:
+        screen.labelled("written", f"exercises/{path}", indent=2)
+    for path in done.removed:
+        screen.labelled("removed", f"exercises/{path}", indent=2)
+    if done.snapshot:
+        screen.labelled("before", f"kept; to go back: tinyllm-grade restore {done.snapshot[:8]}", indent=2)
+    elif done.folder:
+        screen.labelled("before", f"kept in {context.clone.relative(done.folder)}", indent=2)
+
+
+@main.command()
+@reporting
+def doctor() -> None:
+    """What this machine has and lacks for each day."""
+    from . import doctor as examination
+    from .doctor import State
+
+    context = Context()
+    screen = context.screen
+    findings = examination.examine(context.clone, context.course)
+    for finding in findings:
+        mark = {State.OK: "ok", State.MISSING: "MISSING", State.LATER: "later", State.NOTE: "note"}[finding.state]
+        style = {"ok": "green", "MISSING": "bold red"}.get(mark, "yellow")
+        screen.labelled(mark, f"{finding.name}: {finding.detail}", style if mark != "ok" else None, indent=2)
+        if finding.fix:
+            screen.labelled("", f"fix: {finding.fix}", indent=2)
+    screen.line()
+    for span, needs, present in examination.day_needs(context.course):
+        state = "ready" if present else "not here"
+        screen.labelled(f"day {span}", f"needs {needs}: {state}", indent=2)
+    sys.exit(3 if any(f.state is State.MISSING for f in findings) else 0)
+

@@ -1,0 +1,164 @@
+"""One command's worth of grading: grade, log, show the verdict, then look after the rest.
+
+The order matters. The attempt is in the log, on disk, before its verdict is printed; the git snapshot and
+the tracker, which are slower and can be made again, come after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from . import attempts, runner, standing, tracker
+from .catalog import Course, Day
+from .clone import Clone
+from .errors import CourseError
+from .report import DayReport, Outcome, Verdict
+
+
+@dataclass(frozen=True)
+class Options:
+    solution: str = "exercises"
+    borrow: tuple[Day, ...] = ()
+    only_task: int | None = None
+    timeout: float | None = None  # seconds a check may take
+    record: bool = True  # write the log, the tracker and snapshots
+
+    @property
+    def recorded(self) -> bool:
+        """Whether this grading is the learner's: grading the reference is not."""
+        return self.record and self.solution == "exercises"
+
+
+class Listener(Protocol):
+    """Who is told what happens, as it happens."""
+
+    def begin(self, day: Day) -> None: ...
+    def event(self, event: runner.Event) -> None: ...
+    def end(self, day: Day, report: DayReport, so_far: standing.Standing | None) -> None: ...
+    def broken(self, day: Day, report: DayReport) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+@dataclass
+class Graded:
+    """What a command graded. `broken` are earlier days that had passed and no longer do."""
+
+    reports: list[DayReport] = field(default_factory=list)
+    broken: list[DayReport] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """The gravest of the days' exit codes: interrupted, then environment, then not passed."""
+        codes = {r.verdict.exit_code for r in self.reports}
+        return next((c for c in (130, 3, 1) if c in codes), 0)
+
+
+def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, listener: Listener) -> Graded:
+    """Grade `days` in order, record each, and tell the listener. Stops after an interruption."""
+    graded = Graded()
+    for day in days:
+        listener.begin(day)
+        report = _grade_one(clone, course, day, options, listener)
+        graded.reports.append(report)
+        event = _record(clone, course, report, options)
+        so_far = _standing(clone, course, day) if event else None
+        listener.end(day, report, so_far)
+        if event:
+            _keep_snapshot(clone, event, report, so_far, listener)
+        if report.verdict is Verdict.INTERRUPTED:
+            break
+    else:
+        if options.recorded and options.only_task is None:
+            graded.broken = _regrade_changed(clone, course, days, options, listener)
+    if options.recorded:
+        tracker.update(clone, course)
+    return graded
+
+
+def _grade_one(clone: Clone, course: Course, day: Day, options: Options, listener: Listener) -> DayReport:
+    return runner.grade(
+        clone,
+        course,
+        day,
+        solution=options.solution,
+        borrow=options.borrow,
+        only_task=options.only_task,
+        timeout=options.timeout,
+        on_event=listener.event,
+    )
+
+
+def _record(
+    clone: Clone, course: Course, report: DayReport, options: Options, *, regression: bool = False
+) -> dict | None:
+    """Append the attempt to the log; on return it is on disk. None when this grading is not recorded."""
+    if not options.recorded:
+        return None
+    hashes = standing.exercise_hashes(clone, course)
+    upstream = standing.upstream_files(course, course.day(report.day), hashes, report.borrowed)
+    event = attempts.attempt_event(report, upstream=upstream, regression=regression)
+    attempts.append(clone, event)
+    return event
+
+
+def _standing(clone: Clone, course: Course, day: Day) -> standing.Standing:
+    events, _ = attempts.read(clone)
+    hashes = standing.exercise_hashes(clone, course)
+    return next(s for s in standing.standings(course, events, hashes) if s.day == day.id)
+
+
+def _keep_snapshot(
+    clone: Clone, event: dict, report: DayReport, so_far: standing.Standing | None, listener: Listener
+) -> None:
+    """Keep the graded state of exercises/ as a commit, and log which."""
+    from . import snapshots
+
+    message = f"day{report.day}: {report.verdict.value}, {report.passed} of {report.expected} checks"
+    trailers = {"Day": report.day, "Verdict": report.verdict.value, "Attempt": event["id"]}
+    try:
+        commit = snapshots.take(clone, message, trailers)
+    except snapshots.NoRepository as error:
+        if so_far is not None and so_far.attempts == 1:  # say it once, not at every grading
+            listener.notice(f"No snapshots of your code are kept: {error.message}")
+        return
+    if commit is None:  # there is no exercises/ folder at all
+        return
+    attempts.append(clone, attempts.snapshot_event(commit, day=report.day, attempt=event["id"]))
+
+
+def _regrade_changed(
+    clone: Clone, course: Course, days: Sequence[Day], options: Options, listener: Listener
+) -> list[DayReport]:
+    """Grade again, quietly, the earlier passed days whose files changed; return those that broke."""
+    events, _ = attempts.read(clone)
+    hashes = standing.exercise_hashes(clone, course)
+    now = standing.standings(course, events, hashes)
+    broken = []
+    for day in standing.changed_since_graded(course, now, hashes, days[-1]):
+        if day in days:
+            continue
+        report = runner.grade(clone, course, day, timeout=options.timeout)
+        _record(clone, course, report, options, regression=True)
+        if report.verdict in (Verdict.NOT_PASSED, Verdict.ENVIRONMENT):
+            broken.append(report)
+            listener.broken(day, report)
+    return broken
+
+
+def first_failing_task(report: DayReport) -> int:
+    """The number of the first task that did not pass."""
+    return next(t.id for t in report.tasks if t.outcome is not Outcome.PASSED)
+
+
+def days_to_grade(clone: Clone, course: Course, text: str | None) -> tuple[Day, ...]:
+    """The days that the command line means; without a name, the next unfinished one."""
+    if text:
+        return course.select(text)
+    if not course.days:
+        raise CourseError("This course has no days yet.")
+    events, _ = attempts.read(clone)
+    hashes = standing.exercise_hashes(clone, course)
+    day = standing.next_unfinished(course, standing.standings(course, events, hashes))
+    return (day or course.days[-1],)

@@ -1,0 +1,407 @@
+"""The pytest side of grading: the `solution` fixture, the tripwires, and one event per check.
+
+Runs in the grading child (see child.py). To run a day's tests under plain pytest:
+
+    python -P -m pytest -p tinyllm.grader.plugin --solution reference checkpoints/day1_1
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from . import catalog, forbid
+from .catalog import Day, Task
+from .clone import Clone, find_clone
+from .frames import FrameRecorder, library_tail
+from .report import Failure, Frame, Outcome
+from .testing import CheckFailed, CourseFault, check
+from .trees import Tree
+from .tripwires import ForbiddenAPI, Tripwires
+
+STUB_MESSAGE = re.compile(r"day (\d+\.\d+), task (\d+)")
+
+Emit = Callable[[str, Mapping[str, Any]], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--solution",
+        choices=("exercises", "reference"),
+        default="exercises",
+        help="which tree the `solution` fixture gives",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up grading for a bare pytest run; the grading child registers its own Grading instead."""
+    if config.pluginmanager.has_plugin("tinyllm-grading"):
+        return
+    clone = find_clone()
+    course = catalog.load(clone)
+    folders = {Path(str(a).split("::")[0]).resolve() for a in config.args}
+    days = [d for d in course.days if any(f == d.folder or d.folder in f.parents for f in folders)]
+    if len(days) != 1:
+        raise pytest.UsageError("name the tests of exactly one day, for example checkpoints/day1_1")
+    name = config.getoption("--solution")
+    grading = Grading(clone, course, days[0], Tree(name, clone.tree(name)))
+    grading.prepare()
+    config.pluginmanager.register(grading, "tinyllm-grading")
+
+
+class NotThere(Exception):
+    """The solution has no such name, or its module cannot be imported; carries the failure."""
+
+    def __init__(self, failure: Failure, outcome: Outcome = Outcome.FAILED) -> None:
+        super().__init__(failure.summary)
+        self.failure = failure
+        self.outcome = outcome
+
+
+class Solution:
+    """What the `solution` fixture gives: the names of the day's modules, imported when first asked for."""
+
+    def __init__(self, grading: Grading) -> None:
+        self._grading = grading
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        for module in self._grading.day.modules:
+            value = getattr(self._grading.module(module), name, None)
+            if value is not None:
+                path = str(self._grading.tree.path_of(module))
+                self._grading.tripwires.check_provided(value, name=name, path=path)
+                return value
+        modules = " or ".join(self._grading.day.modules)
+        raise NotThere(
+            Failure(
+                summary=f"{modules} has no `{name}`.",
+                expected=f"`{name}`, defined at the top level of the module",
+                got="no such name: was it renamed or deleted?",
+            )
+        )
+
+
+class Grading:
+    """One day's grading inside pytest. `emit(event, data)` is told what happens as it happens."""
+
+    def __init__(
+        self,
+        clone: Clone,
+        course: catalog.Course,
+        day: Day,
+        tree: Tree,
+        *,
+        emit: Emit = lambda event, data: None,
+        only_ids: frozenset[str] | None = None,
+        only_task: int | None = None,
+    ) -> None:
+        self.clone = clone
+        self.course = course
+        self.day = day
+        self.tree = tree
+        self.emit = emit
+        self.only_ids = only_ids
+        self.only_task = only_task
+        self.frames = FrameRecorder(tree.owns, self._relative)
+        self.tripwires = Tripwires(day.rules, tree.owns, self._is_test)
+        self.findings: tuple[tuple[str, forbid.Finding], ...] = ()
+        self.finished = 0
+        self._modules: dict[str, ModuleType] = {}
+        self._import_failure: NotThere | None = None
+        self._results: dict[str, dict[str, Any]] = {}
+        self._solution = Solution(self)
+
+    # ---- before the tests ----
+
+    def prepare(self) -> None:
+        """Make the tree importable and arm the tripwires. No learner code has run yet."""
+        self.tree.install()
+        self.tripwires.arm()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        config.addinivalue_line("markers", "task(n): the task that a check belongs to")
+        kept = [i for i in items if self.only_task is None or _task_number(i) == self.only_task]
+        if self.only_ids is not None:
+            kept = [i for i in kept if check_id(i) in self.only_ids]
+        config.hook.pytest_deselected(items=[i for i in items if i not in kept])
+        items[:] = kept
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if session.config.option.collectonly:
+            return
+        self.emit(
+            "collected",
+            {
+                "checks": [
+                    {"id": check_id(i), "task": _task_number(i), "title": _title(i)} for i in session.items
+                ]
+            },
+        )
+        self.emit("importing", {})
+        self._import_solution()
+        self.emit("imported", {})
+
+    def _import_solution(self) -> None:
+        """Import every module of the day now, so that a hang or crash there is told as what it is."""
+        for module in self.day.modules:
+            try:
+                self._modules[module] = self.tree.import_module(module)
+            except BaseException as error:
+                self._import_failure = self._import_problem(module, error)
+                return
+        found = []
+        for module in self.day.modules:
+            path = self.tree.path_of(module)
+            package = f"{self.tree.package}.{module.rpartition('/')[0].replace('/', '.')}".rstrip(".")
+            source = path.read_text(encoding="utf-8")
+            found += [
+                (module, f) for f in forbid.scan(source, self._relative(path), self.day.rules, package)
+            ]
+        self.findings = tuple(found)
+
+    def module(self, name: str) -> ModuleType:
+        if self._import_failure is not None:
+            raise self._import_failure
+        return self._modules[name]
+
+    def _import_problem(self, module: str, error: BaseException) -> NotThere:
+        """Why a module cannot be imported, in words about the learner's file."""
+        shown = self._relative(self.tree.path_of(module))
+        frames = self.frames.of_traceback(error.__traceback__)
+        detail = "".join(traceback.format_exception(error))
+        outcome = Outcome.FAILED
+        if isinstance(error, ForbiddenAPI):
+            return NotThere(self._refusal(error.api, error.rule, error.path, error.line, frames), Outcome.REFUSED)
+        if isinstance(error, SyntaxError):
+            where = f"line {error.lineno}" if error.lineno else "the file"
+            shown = self._relative(error.filename or shown)
+            if "utf-8" in str(error) and "decode" in str(error):
+                summary = f"{shown} is not UTF-8 text: {error.msg}."
+            else:
+                summary = f"{shown} has a syntax error on {where}: {error.msg}."
+            source = (error.text or "").strip()
+            if error.lineno:
+                frames = (Frame(path=shown, line=error.lineno, function="", source=source),)
+        elif isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(self.tree.package):
+            missing = (error.name or "")[len(self.tree.package) + 1 :].replace(".", "/") + ".py"
+            summary = f"{self._relative(self.tree.folder / missing)} does not exist."
+            detail = f"Bring it back with `tinyllm-grade reset {self.day.name}`.\n\n{detail}"
+        elif isinstance(error, ImportError) and "circular import" in str(error):
+            summary = f"Importing {shown} goes round in a circle: {_first_line(error)}."
+        elif isinstance(error, (SystemExit, KeyboardInterrupt)):
+            summary = f"Importing {shown} ended the program ({type(error).__name__})."
+            outcome = Outcome.CRASHED
+        elif isinstance(error, NotImplementedError) and STUB_MESSAGE.search(str(error)):
+            summary = f"Importing {shown} calls something unfinished: {error}."
+        else:
+            summary = f"Importing {shown} raises {type(error).__name__}: {_first_line(error)}"
+        return NotThere(Failure(summary=summary, frames=frames, detail=detail), outcome)
+
+    # ---- a check ----
+
+    @pytest.fixture
+    def solution(self) -> Solution:
+        """The code under test."""
+        return self._solution
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.emit("start", {"id": check_name(nodeid)})
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+        check.begin()
+        self.tripwires.clear()
+        try:
+            with self.frames.recording():
+                return (yield)
+        except KeyboardInterrupt as error:
+            # Raised by the learner's code: the terminal's Ctrl-C goes to the parent only.
+            raise SystemExit("KeyboardInterrupt") from error
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if call.when == "call" or (call.when == "setup" and call.excinfo is not None):
+            error = call.excinfo.value if call.excinfo else None
+            outcome, failure = self._judge(item, error)
+            self._results[item.nodeid] = {
+                "id": check_id(item),
+                "outcome": outcome.value,
+                "seconds": round(call.duration, 6),
+                "ratio": max(check.ratios, default=None),
+                "failure": asdict(failure) if failure else None,
+            }
+            if outcome not in (Outcome.PASSED, Outcome.NOT_RUN_HERE) and report.passed:
+                report.outcome = "failed"  # so that a bare pytest run says the same as the grader
+                report.longrepr = failure.summary if failure else outcome.value
+        return report
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self.finished += 1
+        self.emit("finish", self._results.pop(nodeid, {"id": check_name(nodeid)}))
+
+    # ---- the judgement ----
+
+    def _judge(self, item: pytest.Item, error: BaseException | None) -> tuple[Outcome, Failure | None]:
+        outcome, failure = self._judge_exception(item, error)
+        if outcome in (Outcome.PASSED, Outcome.FAILED):
+            for trip in self.tripwires.tripped:
+                # The learner's code caught the refusal and went on.
+                return Outcome.REFUSED, self._refusal(trip.api, trip.rule, trip.path, trip.line, ())
+            for module, finding in self.findings:
+                if _concerns(finding, module, self._task(item)):
+                    return Outcome.REFUSED, self._refusal(
+                        finding.api, finding.rule, str(self.tree.path_of(module)), finding.line, ()
+                    )
+        if outcome is Outcome.PASSED and not check.ratios:
+            return Outcome.COURSE_FAULT, Failure(summary="This check compared nothing, so it cannot pass.")
+        return outcome, failure
+
+    def _judge_exception(
+        self, item: pytest.Item, error: BaseException | None
+    ) -> tuple[Outcome, Failure | None]:
+        if error is None:
+            return Outcome.PASSED, None
+        tb = error.__traceback__
+        frames = self.frames.of_traceback(tb)
+        detail = "".join(traceback.format_exception(error))
+        match error:
+            case CheckFailed():
+                failure = replace(
+                    error.failure, fact=self._fact(error.failure.fact), frames=self.frames.after_return()
+                )
+                return Outcome.FAILED, failure
+            case NotThere():
+                return error.outcome, error.failure
+            case ForbiddenAPI():
+                return Outcome.REFUSED, self._refusal(error.api, error.rule, error.path, error.line, frames)
+            case pytest.skip.Exception():
+                return Outcome.NOT_RUN_HERE, Failure(summary=str(error))
+            case CourseFault():
+                return Outcome.COURSE_FAULT, Failure(
+                    summary=f"The check's own input is not what it must be: {error}", detail=detail
+                )
+            case NotImplementedError() if frames and (stub := STUB_MESSAGE.search(str(error))):
+                return self._unfinished(item, stub[1], int(stub[2]), str(error), frames, detail)
+            case SystemExit():
+                name = "KeyboardInterrupt" if error.__cause__ else "SystemExit (sys.exit or exit)"
+                frames = frames or self.frames.of_traceback(
+                    error.__cause__.__traceback__ if error.__cause__ else None
+                )
+                return Outcome.CRASHED, Failure(
+                    summary=f"The code ended the program: {name}.", frames=frames, detail=detail
+                )
+            case MemoryError():
+                return Outcome.OUT_OF_MEMORY, Failure(
+                    summary="The code asked for more memory than there is.", frames=frames, detail=detail
+                )
+            case AssertionError() if not frames:
+                return Outcome.COURSE_FAULT, Failure(
+                    summary=f"The check itself failed: {_first_line(error)}", detail=detail
+                )
+            case RecursionError():
+                summary = "The code calls itself without end (RecursionError)."
+            case _:
+                summary = f"{type(error).__name__}: {_first_line(error)}"
+        checked = "" if frames else f"called as: {library_tail(tb, self.day.folder)}"
+        return Outcome.FAILED, Failure(
+            summary=summary, checked=checked, frames=_ends(frames), detail=detail
+        )
+
+    def _unfinished(
+        self, item: pytest.Item, day_id: str, number: int, text: str, frames: tuple[Frame, ...], detail: str
+    ) -> tuple[Outcome, Failure]:
+        """A stub was reached: the task's own (not started), or one that comes before it (blocked)."""
+        if day_id == self.day.id and number == _task_number(item):
+            return Outcome.NOT_STARTED, Failure(summary=text, frames=frames, detail=detail)
+        name = text.partition(":")[2].strip()
+        if day_id == self.day.id:
+            summary, needs = f"Task {number} comes first: {name} is not written yet.", ""
+        else:
+            title = next((f" ({d.title})" for d in self.course.days if d.id == day_id), "")
+            summary, needs = f"This needs day {day_id}{title}: {name} is not written yet.", day_id
+        # The last frame is the stub itself; the line that called it says more.
+        return Outcome.BLOCKED, Failure(
+            summary=summary, needs_day=needs, frames=frames[:-1], detail=detail
+        )
+
+    def _refusal(
+        self, api: str, rule: catalog.Rule, path: str, line: int, frames: tuple[Frame, ...]
+    ) -> Failure:
+        if not frames:
+            source = ""
+            if Path(path).is_file():
+                lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+                source = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+            frames = (Frame(path=self._relative(path), line=line, function="", source=source),)
+        return Failure(
+            summary=f"{api} may not be used on day {self.day.id}: {rule.why}.",
+            expected=f"use instead: {rule.instead}",
+            frames=_ends(frames),
+        )
+
+    def _fact(self, fact_id: str) -> str:
+        return next((f.text for f in self.day.facts if f.id == fact_id), "")
+
+    def _task(self, item: pytest.Item) -> Task | None:
+        return next((t for t in self.day.tasks if t.id == _task_number(item)), None)
+
+    def _is_test(self, filename: str) -> bool:
+        return Path(filename).is_relative_to(self.clone.checkpoints)
+
+    def _relative(self, path: Path | str) -> str:
+        """The path as the learner knows it: an overlay is shown as the module it stands for."""
+        for module, file in self.tree.overlays.items():
+            if Path(path) == file:
+                return self.clone.relative(self.tree.folder / module)
+        return self.clone.relative(path)
+
+
+def check_name(nodeid: str) -> str:
+    """ "test_attention.py::test_softmax[float32]", however pytest spells the folder before it."""
+    file, _, name = nodeid.partition("::")
+    return f"{Path(file).name}::{name}"
+
+
+def check_id(item: pytest.Item) -> str:
+    return check_name(item.nodeid)
+
+
+def _task_number(item: pytest.Item) -> int:
+    mark = item.get_closest_marker("task")
+    return int(mark.args[0]) if mark and mark.args else 0
+
+
+def _title(item: pytest.Item) -> str:
+    doc = getattr(getattr(item, "obj", None), "__doc__", None) or item.name
+    return doc.strip().splitlines()[0].rstrip(".")
+
+
+def _concerns(finding: forbid.Finding, module: str, task: Task | None) -> bool:
+    """Whether a forbidden use stands in code of `task`: in one of its symbols, or outside any symbol."""
+    if task is None:
+        return True
+    names = [s.name.split(".")[0] for s in task.symbols if s.module == module]
+    return bool(names) and (not finding.symbol or finding.symbol.split(".")[0] in names)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _ends(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """The outermost and the innermost of many frames: a recursion has thousands."""
+    return frames if len(frames) <= 4 else (*frames[:2], *frames[-2:])
+

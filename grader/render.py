@@ -1,0 +1,247 @@
+"""Prints a grading: task lines as they come, failures in about twelve lines, the verdict at the end.
+
+Nothing here decides anything. Rich is imported when something is first printed, while the grading child boots.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .report import CheckResult, DayReport, Failure, Frame, Outcome, TaskResult, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LABEL = 11  # columns of a label such as "expected"
+WIDEST = 100  # a wider terminal does not make prose easier to read
+
+STYLE = {
+    Outcome.PASSED: "green",
+    Outcome.NOT_STARTED: "dim",
+    Outcome.BLOCKED: "yellow",
+    Outcome.NOT_RUN_HERE: "yellow",
+    Outcome.NOT_REACHED: "yellow",
+}
+SIGN = {Outcome.PASSED: "✓", Outcome.NOT_STARTED: "·", Outcome.BLOCKED: "·", Outcome.NOT_RUN_HERE: "?"}
+ASCII_SIGN = {"✓": "+", "✗": "x", "·": "-", "?": "?"}
+
+
+class Screen:
+    """The terminal, pipe or file that the program prints to."""
+
+    def __init__(self, *, verbose: bool = False, stderr: bool = False) -> None:
+        self.verbose = verbose
+        self._stream = sys.stderr if stderr else sys.stdout
+
+    @cached_property
+    def console(self) -> Console:
+        from rich.console import Console
+
+        console = Console(file=self._stream, highlight=False, soft_wrap=False)
+        if not console.is_terminal:
+            console = Console(file=self._stream, highlight=False, width=80, soft_wrap=True)
+        return console
+
+    @property
+    def width(self) -> int:
+        return min(self.console.width, WIDEST)
+
+    @cached_property
+    def unicode(self) -> bool:
+        encoding = getattr(self._stream, "encoding", None) or "ascii"
+        try:
+            "✓✗·".encode(encoding)
+        except (UnicodeEncodeError, LookupError):
+            return False
+        return True
+
+    def sign(self, outcome: Outcome) -> str:
+        sign = SIGN.get(outcome, "✗")
+        return sign if self.unicode else ASCII_SIGN[sign]
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        from rich.text import Text
+
+        if not self.unicode:
+            text = text.replace("·", "-").replace("×", "x").encode("ascii", "replace").decode()
+        self.console.print(Text(text, style=style or ""), soft_wrap=True)
+
+    def paragraph(self, text: str, style: str | None = None, indent: int = 0) -> None:
+        for line in textwrap.wrap(text, self.width - indent) or [""]:
+            self.line(" " * indent + line, style)
+
+    def labelled(self, label: str, text: str, style: str | None = None, indent: int = 4) -> None:
+        """ "    expected   mx.array (3, 7) float32", wrapped under itself."""
+        from rich.text import Text
+
+        first = " " * indent + label.ljust(LABEL)
+        rest = " " * len(first)
+        lines = []
+        for part in text.splitlines() or [""]:
+            lines += textwrap.wrap(part, self.width - len(first), break_long_words=False) or [""]
+        for i, line in enumerate(lines):
+            if not self.unicode:
+                line = line.replace("·", "-").replace("×", "x").encode("ascii", "replace").decode()
+            shown = Text(first if i == 0 else rest, style="dim")
+            shown.append(line, style=style or "none")
+            self.console.print(shown, soft_wrap=True)
+
+    def error(self, message: str, next_step: str = "") -> None:
+        """A fault that ends the command, in one or two lines."""
+        self.paragraph(message, "red")
+        if next_step:
+            self.paragraph(next_step)
+
+
+class GradingScreen:
+    """Follows one day's grading on a Screen."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+        self._status: Any = None
+
+    def begin(self, name: str, title: str, graded: Sequence[str], borrowed: Sequence[str]) -> None:
+        screen = self.screen
+        screen.line()
+        screen.line(f"{name}  {title}", "bold")
+        shown = f"grading {', '.join(graded)}"
+        if borrowed:
+            shown += f", with {', '.join('day' + b for b in borrowed)} from the reference"
+        screen.paragraph(shown, "dim")
+        if screen.console.is_terminal:
+            self._status = screen.console.status("starting", spinner="dots" if screen.unicode else "line")
+            self._status.start()
+
+    def show_running(self, text: str) -> None:
+        if self._status is not None:
+            from rich.text import Text
+
+            self._status.update(Text(text[: self.screen.width - 4], no_wrap=True))
+
+    def task_done(self, task: TaskResult) -> None:
+        screen = self.screen
+        outcome = task.outcome
+        how_far = f"{task.passed} of {task.expected} checks"
+        if outcome not in (Outcome.PASSED, Outcome.FAILED):
+            how_far = outcome.value if not task.passed else f"{how_far}, {outcome.value}"
+        room = screen.width - 8 - len(how_far) - 2
+        title = task.title if len(task.title) <= room else task.title[: room - 3] + "..."
+        screen.line(
+            f"  {screen.sign(outcome)} {task.id}  {title.ljust(room)}  {how_far}", STYLE.get(outcome, "red")
+        )
+
+    def stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def failures(self, report: DayReport, next_steps: dict[int, str]) -> None:
+        """The first failure of each task that went wrong; with -v every one. The same cause is told once."""
+        told: set[str] = set()
+        for task in report.tasks:
+            wrong = [c for c in task.checks if c.failure and c.outcome not in QUIET]
+            wrong.sort(key=lambda c: c.outcome is not task.outcome)
+            for result in wrong if self.screen.verbose else wrong[:1]:
+                failure = result.failure
+                if failure is None or failure.summary in told and not failure.where:
+                    continue
+                told.add(failure.summary)
+                self._failure(task, result, failure, len(wrong), next_steps.get(task.id, ""))
+
+    def _failure(
+        self, task: TaskResult, result: CheckResult, failure: Failure, wrong: int, next_step: str
+    ) -> None:
+        screen = self.screen
+        screen.line()
+        others = f"  (and {wrong - 1} more check{'s' if wrong > 2 else ''})"
+        more = others if wrong > 1 and not screen.verbose else ""
+        case = result.id.partition("[")[2].rstrip("]")
+        title = result.title + (f" [{case}]" if case else "")
+        screen.paragraph(f"task {task.id}, {result.outcome.value}: {title}{more}", "bold", indent=2)
+        screen.paragraph(failure.summary, "red", indent=4)
+        for label in ("checked", "expected", "got", "where", "error"):
+            text = getattr(failure, label)
+            if text:
+                screen.labelled(label, text)
+        for i, frame in enumerate(_shown_frames(failure.frames, all_of_them=screen.verbose)):
+            screen.labelled("your line" if i == 0 else "", where(frame))
+            if frame.source:
+                screen.labelled("", "  " + frame.source, "cyan")
+            shapes = " · ".join(_note(v) for v in _telling(frame.values))
+            if shapes:
+                screen.labelled("there", shapes)
+        if failure.fact:
+            screen.labelled("rule", failure.fact)
+        if failure.prints.strip():
+            screen.labelled("printed", _ends(failure.prints.strip(), 40 if screen.verbose else 5))
+        if next_step:
+            screen.labelled("next", next_step, "bold")
+        if screen.verbose and failure.detail:
+            for line in failure.detail.rstrip().splitlines():
+                screen.line("      " + line, "dim")
+
+    def verdict(self, report: DayReport, graded: str, advice: Iterable[str]) -> None:
+        """The last lines of a grading."""
+        screen = self.screen
+        screen.line()
+        count = f"{report.passed} of {report.expected} checks passed"
+        if report.ran < report.expected:
+            count += f", {report.ran} ran"
+        screen.paragraph(f"graded {graded}: {count}, {report.seconds:.1f} s", "dim")
+        name = f"day{report.day}"
+        match report.verdict:
+            case Verdict.PASSED if report.only_task:
+                screen.paragraph(f"{name}, task {report.only_task}: passed", "bold green")
+            case Verdict.PASSED:
+                screen.paragraph(f"{name}: passed", "bold green")
+            case Verdict.PARTIAL:
+                screen.paragraph(f"{name}: partial, not everything could run on this machine", "bold yellow")
+            case Verdict.NOT_PASSED:
+                done = sum(t.outcome is Outcome.PASSED for t in report.tasks)
+                screen.paragraph(f"{name}: not passed yet, {done} of {len(report.tasks)} tasks", "bold")
+            case Verdict.INTERRUPTED:
+                screen.paragraph(f"{name}: {report.problem}; what had run is kept", "bold yellow")
+            case Verdict.ENVIRONMENT:
+                reason = report.problem or "the course's own check is at fault, not your code"
+                screen.paragraph(f"{name}: could not be graded: {reason}", "bold red")
+        for line in advice:
+            screen.paragraph(line)
+
+
+# Outcomes that a task's own line says all about.
+QUIET = {Outcome.PASSED, Outcome.NOT_STARTED, Outcome.NOT_REACHED}
+
+
+def where(frame: Frame) -> str:
+    inside = f" in {frame.function}" if frame.function and frame.function != "<module>" else ""
+    return f"{frame.path}:{frame.line}{inside}"
+
+
+def _shown_frames(frames: tuple[Frame, ...], *, all_of_them: bool) -> tuple[Frame, ...]:
+    """The innermost frame of the learner's: where it went wrong."""
+    return frames if all_of_them else frames[-1:]
+
+
+def _telling(values: Sequence[Any]) -> list[Any]:
+    """Arrays first; plain values only where they are few."""
+    arrays = [v for v in values if v.shape]
+    plain = [v for v in values if not v.shape]
+    return (arrays + plain)[:9]
+
+
+def _note(value: Any) -> str:
+    text = f"{value.name} {value.shape} {value.dtype}" if value.shape else f"{value.name} = {value.value}"
+    return f"{text} {value.note}".rstrip()
+
+
+def _ends(text: str, lines: int) -> str:
+    """The first and last `lines` lines of a text."""
+    all_lines = text.splitlines()
+    if len(all_lines) <= 2 * lines:
+        return text
+    left_out = len(all_lines) - 2 * lines
+    return "\n".join([*all_lines[:lines], f"... {left_out} lines ...", *all_lines[-lines:]])

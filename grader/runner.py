@@ -1,0 +1,578 @@
+"""Grades a day in a child process: live events, time and memory limits, a verdict whatever the child does.
+
+The child (child.py) is replaced when a check kills it or outstays its time, and the checks not yet run go on
+in a fresh one. A check counts as passed only when the child reported it and signed its run off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from . import processes
+from .catalog import Course, Day, Limits
+from .clone import Clone
+from .files import content_hash
+from .report import (
+    ArrayNote,
+    CheckResult,
+    DayReport,
+    Failure,
+    Frame,
+    Outcome,
+    TaskResult,
+    Verdict,
+    verdict_of,
+)
+
+POLL_SECONDS = 0.05
+MEMORY_POLL_SECONDS = 0.1
+KEPT_OUTPUT = 4096  # bytes of a check's prints kept at each end
+STUCK_ANSWER_SECONDS = 0.5
+STARTUP_SECONDS = 60.0  # a cold disk compiles all of pytest, NumPy and MLX on the first run
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The grading child has been started and is booting."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A check begins."""
+
+    id: str
+    title: str
+    task: int
+    index: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A check has run for long, and why it is still allowed to."""
+
+    id: str
+    seconds: float
+    limit: float
+
+
+Event = Launched | Started | Slow | CheckResult | TaskResult
+
+
+def grade(
+    clone: Clone,
+    course: Course,
+    day: Day,
+    *,
+    solution: str = "exercises",
+    borrow: Sequence[Day] = (),
+    only_task: int | None = None,
+    timeout: float | None = None,
+    overlays: Mapping[str, Path] | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> DayReport:
+    """Grade one day and report.
+
+    solution: "exercises" or "reference", the tree to grade. borrow: days whose modules come from the
+    reference. overlays: single modules ("week1/rope.py") replaced by other files. timeout: seconds a check
+    may take, in place of the day's own limits. Raises nothing for anything the graded code does.
+    """
+    replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
+    run = _Run(clone, course.limits, day, solution, replaced, only_task, timeout, on_event or (lambda e: None))
+    return run.report(tuple(d.id for d in borrow))
+
+
+def stuck_reason(seconds: float) -> str:
+    return f"Still running after {seconds:.0f} s, and stopped."
+
+
+@dataclass
+class _Run:
+    """The state of one grading. `results` grows as checks come to a verdict."""
+
+    clone: Clone
+    limits: Limits
+    day: Day
+    solution: str
+    overlays: dict[str, Path]
+    only_task: int | None
+    timeout: float | None
+    on_event: Callable[[Event], None]
+
+    planned: dict[str, tuple[int, str]] = field(default_factory=dict)  # id -> (task, title), in order
+    results: dict[str, CheckResult] = field(default_factory=dict)
+    problem: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+    def report(self, borrowed: tuple[str, ...]) -> DayReport:
+        files = {
+            f"{self.solution}/{m}": content_hash(self.overlays.get(m, self.clone.tree(self.solution) / m))
+            for m in self.day.modules
+        }
+        verdict = None
+        try:
+            self._run_children()
+        except KeyboardInterrupt:
+            verdict, self.problem = Verdict.INTERRUPTED, "stopped by Ctrl-C"
+        tasks = self._tasks()
+        if verdict is None:
+            verdict = Verdict.ENVIRONMENT if self.problem else verdict_of(tasks)
+        return DayReport(
+            day=self.day.id,
+            title=self.day.title,
+            solution=self.solution,
+            graded=tuple(files),
+            borrowed=borrowed,
+            only_task=self.only_task,
+            tasks=tasks,
+            verdict=verdict,
+            seconds=time.monotonic() - self.began,
+            files=files,
+            problem=self.problem,
+        )
+
+    def _tasks(self) -> tuple[TaskResult, ...]:
+        chosen = [t for t in self.day.tasks if self.only_task in (None, t.id)]
+        tasks = []
+        for task in chosen:
+            ids = [i for i, (number, _) in self.planned.items() if number == task.id]
+            checks = tuple(
+                self.results.get(
+                    i,
+                    CheckResult(id=i, task=task.id, title=self.planned[i][1], outcome=Outcome.NOT_REACHED),
+                )
+                for i in ids
+            )
+            tasks.append(TaskResult(task.id, task.title, task.checks, checks))
+        return tuple(tasks)
+
+    # ---- children, one after another ----
+
+    def _run_children(self) -> None:
+        processes.adopt_orphans()
+        deadline = self.began + self.limits.day_seconds
+        only_ids: list[str] | None = None
+        while True:
+            child = _Child(self, only_ids, deadline)
+            if only_ids is None:
+                self.on_event(Launched())
+            try:
+                finished = child.watch()
+            finally:
+                child.end()
+            left = [i for i in self.planned if i not in self.results]
+            if finished or self.problem or not left:
+                break
+            if time.monotonic() > deadline:
+                self._fill(left, Outcome.NOT_REACHED, f"The day's {self.limits.day_seconds:.0f} s were used up.")
+                break
+            only_ids = left
+        pinned = {t.id: t.checks for t in self.day.tasks if self.only_task in (None, t.id)}
+        for number, expected in pinned.items():
+            found = sum(task == number for task, _ in self.planned.values())
+            if self.planned and found != expected and not self.problem:
+                self.problem = (
+                    f"task {number} has {found} checks and checkpoint.toml says {expected}: "
+                    "the course's own files do not fit together."
+                )
+
+    def _fill(self, ids: Sequence[str], outcome: Outcome, summary: str, failure: Failure | None = None) -> None:
+        for check_id in ids:
+            self.record(check_id, outcome, 0.0, failure=failure or Failure(summary=summary))
+
+    def record(
+        self,
+        check_id: str,
+        outcome: Outcome,
+        seconds: float,
+        *,
+        ratio: float | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        task, title = self.planned[check_id]
+        if failure is not None and outcome is Outcome.FAILED:
+            failure = replace(failure, summary=failure.summary + self._precision_note(check_id))
+        result = CheckResult(check_id, task, title, outcome, seconds, ratio, failure)
+        self.results[check_id] = result
+        self.on_event(result)
+        mine = [i for i, (number, _) in self.planned.items() if number == task]
+        if all(i in self.results for i in mine):
+            self.on_event(next(t for t in self._tasks() if t.id == task))
+
+    def _precision_note(self, check_id: str) -> str:
+        """Say which of the two failed, the maths or the precision, when the float32 twin has passed."""
+        for name in ("float16", "bfloat16"):
+            twin = self.results.get(re.sub(rf"\b{name}\b", "float32", check_id))
+            if twin and twin.id != check_id and twin.outcome is Outcome.PASSED:
+                return f" The same check passes in float32, so the formula is right: look at the {name} path."
+        return ""
+
+
+class _Child:
+    """One grading child, from start to end."""
+
+    def __init__(self, run: _Run, only_ids: list[str] | None, deadline: float) -> None:
+        self.run = run
+        self.deadline = deadline
+        self.folder = tempfile.TemporaryDirectory(prefix="tinyllm-")
+        self.stack_file = Path(self.folder.name) / "stacks"
+        self.token = secrets.token_hex(8)
+        events, events_in = os.pipe()
+        output, output_in = os.pipe()
+        lifeline_out, self.lifeline = os.pipe()
+        job = {
+            "root": str(run.clone.root),
+            "day": run.day.id,
+            "solution": run.solution,
+            "overlays": {k: str(v) for k, v in run.overlays.items()},
+            "only_task": run.only_task,
+            "only_ids": only_ids,
+            "events": events_in,
+            "token": self.token,
+            "stack_file": str(self.stack_file),
+            "lifeline": lifeline_out,
+        }
+        self.process = processes.start(
+            [sys.executable, "-P", "-m", "tinyllm.grader.child", json.dumps(job)],
+            output=output_in,
+            pass_fds=(events_in, lifeline_out),
+            token=self.token,
+            cwd=str(run.clone.root),
+        )
+        for fd in (events_in, output_in, lifeline_out):
+            os.close(fd)
+        os.set_blocking(events, False)
+        os.set_blocking(output, False)
+        self.events, self.output = events, output
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(events, selectors.EVENT_READ)
+        self.selector.register(output, selectors.EVENT_READ)
+        self.buffer = b""
+        self.prints = _HeadAndTail()
+        self.stage = "starting"  # starting, importing, between, checking, ended
+        self.current = ""  # id of the running check
+        self.since = time.monotonic()
+        self.stuck_frames: tuple[Frame, ...] | None = None
+        self.yardstick: _Yardstick | None = None
+
+    # ---- the watch ----
+
+    def watch(self) -> bool:
+        """Follow the child until it ends or must be ended. True when it signed its run off."""
+        memory_checked = 0.0
+        while True:
+            self._pump(POLL_SECONDS)
+            if self.stage == "ended":
+                return True
+            if self.process.poll() is not None:
+                self._pump(0)  # what it wrote last
+                if self.stage != "ended":
+                    self._died()
+                return self.stage == "ended"
+            now = time.monotonic()
+            if now - memory_checked > MEMORY_POLL_SECONDS:
+                memory_checked = now
+                limit = self.run.limits.memory_gib * 2**30
+                if processes.memory_of(self.process) > limit:
+                    used = f"Used more than {self.run.limits.memory_gib:g} GiB of memory, and was stopped."
+                    self._blame(Outcome.OUT_OF_MEMORY, used, self._where_it_stands())
+                    return False
+            if self._too_long(now):
+                return False
+
+    def _too_long(self, now: float) -> bool:
+        """End the check that has used up its time; say where its code stood."""
+        taken = now - self.since
+        if self.stage == "starting":
+            if taken < STARTUP_SECONDS:
+                return False
+            self.run.problem = f"the grading process did not start within {STARTUP_SECONDS:.0f} s"
+            return True
+        limit = self._limit(taken)
+        if taken < limit and now < self.deadline:
+            return False
+        frames = self._where_it_stands()
+        if self.stage == "checking" or self.stage == "importing":
+            looping = "" if not frames else " It was at the line below."
+            self._blame(Outcome.TIMED_OUT, stuck_reason(taken) + looping, frames)
+        return True
+
+    def _limit(self, taken: float) -> float:
+        """Seconds the running stage may take.
+
+        A floor, or a multiple of what the reference takes for the same check on this machine now. The
+        reference is only timed once a check has used half the floor.
+        """
+        if self.run.timeout is not None:
+            return self.run.timeout
+        floor = self.run.limits.check_seconds
+        if self.stage != "checking" or self.run.solution == "reference" or taken < floor / 2:
+            return floor if self.run.solution != "reference" else self.run.limits.day_seconds
+        if self.yardstick is None:
+            self.yardstick = _Yardstick(self.run, self.current)
+        limit = max(floor, self.run.limits.reference_multiple * self.yardstick.seconds())
+        self.run.on_event(Slow(self.current, taken, limit))
+        return limit
+
+    def _pump(self, wait: float) -> None:
+        """Read what the child printed and reported."""
+        ready = self.selector.select(wait)
+        for key, _ in ready:
+            if key.fd == self.output:
+                self._drain_output()
+        for key, _ in ready:
+            if key.fd == self.events:
+                self._drain_events()
+
+    def _drain_output(self) -> None:
+        try:
+            while chunk := os.read(self.output, 1 << 16):
+                self.prints.add(chunk)
+                if len(chunk) < 1 << 16:
+                    return
+            self._closed(self.output)
+        except BlockingIOError:
+            return
+
+    def _drain_events(self) -> None:
+        try:
+            while chunk := os.read(self.events, 1 << 16):
+                self.buffer += chunk
+            self._closed(self.events)
+        except BlockingIOError:
+            pass
+        *lines, self.buffer = self.buffer.split(b"\n")
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # the learner's code wrote to our pipe: not ours, whatever it says
+            if isinstance(event, dict) and event.get("token") == self.token:
+                self._take(event)
+
+    def _closed(self, fd: int) -> None:
+        """The child's end of a pipe is closed: it would read as ready for ever."""
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(fd)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        run = self.run
+        self.since = time.monotonic()
+        match event["event"]:
+            case "collected":
+                for c in event["checks"]:
+                    run.planned.setdefault(c["id"], (c["task"], c["title"]))
+            case "importing":
+                self.stage = "importing"
+            case "imported":
+                self.stage = "between"
+            case "start":
+                self._drain_output()
+                self.prints = _HeadAndTail()
+                self.stage, self.current = "checking", event["id"]
+                task, title = run.planned[self.current]
+                run.on_event(Started(self.current, title, task, len(run.results) + 1, len(run.planned)))
+            case "finish":
+                self.stage = "between"
+                self.yardstick = None
+                self._finish(event)
+            case "stuck":
+                self.stuck_frames = tuple(_frame(f) for f in event["frames"])
+            case "end":
+                if event["pytest"] in (0, 1) or run.planned:
+                    self.stage = "ended"
+                else:
+                    self._broken_course(event["said"])
+
+    def _finish(self, event: dict[str, Any]) -> None:
+        self._drain_output()  # the child flushed its prints before it reported
+        failure = None
+        if event.get("failure"):
+            parts = dict(event["failure"])
+            parts["frames"] = tuple(_frame(f) for f in parts["frames"])
+            failure = Failure(**{**parts, "prints": self.prints.text()})
+        outcome = Outcome(event.get("outcome", "crashed"))
+        self.run.record(
+            event["id"], outcome, event.get("seconds", 0.0), ratio=event.get("ratio"), failure=failure
+        )
+
+    # ---- when it does not end well ----
+
+    def _broken_course(self, said: str) -> None:
+        """Pytest could not even collect the day's tests: that is never the learner's doing."""
+        self.stage = "ended"
+        self.run.problem = "the day's tests could not be collected:\n" + (said or self.prints.text()).strip()
+
+    def _died(self) -> None:
+        """The child ended without signing off."""
+        code = self.process.returncode
+        frames = self._frames_in_stack_file()
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            summary = f"The process was killed by a {_SIGNALS.get(name, name)}."
+        else:
+            summary = f"The process ended in the middle of the check (exit code {code}): os._exit, or a C library."
+        if self.stage == "starting":
+            self.run.problem = "the grading process could not start:\n" + self.prints.text()
+        else:
+            self._blame(Outcome.CRASHED, summary, frames)
+
+    def _blame(self, outcome: Outcome, summary: str, frames: tuple[Frame, ...] = ()) -> None:
+        """Give the running check its outcome; when the import is at fault, give it to every check."""
+        run = self.run
+        failure = Failure(summary=summary, frames=frames, prints=self.prints.text())
+        if self.stage == "checking" and self.current not in run.results:
+            run.record(self.current, outcome, time.monotonic() - self.since, failure=failure)
+        elif self.stage == "importing":
+            failure = replace(failure, summary=f"While importing the day's modules: {summary}")
+            run._fill([i for i in run.planned if i not in run.results], outcome, "", failure)
+        else:
+            # It ended between two checks: a thread or an exit handler of the check before.
+            left = [i for i in run.planned if i not in run.results]
+            if left:
+                run.record(left[0], outcome, 0.0, failure=failure)
+
+    def _where_it_stands(self) -> tuple[Frame, ...]:
+        """Ask the running code for its line and names; when it is inside C code, for its line."""
+        if self._signal(signal.SIGUSR2):
+            end = time.monotonic() + STUCK_ANSWER_SECONDS
+            while self.stuck_frames is None and time.monotonic() < end and self.process.poll() is None:
+                self._pump(POLL_SECONDS)
+        if self.stuck_frames is not None:
+            return self.stuck_frames
+        if self._signal(signal.SIGABRT):
+            try:
+                self.process.wait(STUCK_ANSWER_SECONDS)
+            except subprocess.TimeoutExpired:
+                return ()
+        return self._frames_in_stack_file()
+
+    def _signal(self, number: int) -> bool:
+        if self.process.poll() is not None:
+            return False
+        self.process.send_signal(number)
+        return True
+
+    def _frames_in_stack_file(self) -> tuple[Frame, ...]:
+        """The learner's frames in what faulthandler wrote, outermost first."""
+        from linecache import getline
+
+        try:
+            text = self.stack_file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ()
+        owned = {str(self.run.overlays.get(m, self.run.clone.tree(self.run.solution) / m)): m for m in self._modules()}
+        frames = []
+        for path, line, function in re.findall(r'File "(.+?)", line (\d+) in (\S+)', text):
+            if path in owned or Path(path).is_relative_to(self.run.clone.tree(self.run.solution)):
+                shown = self.run.clone.relative(path)
+                if path in owned:
+                    shown = f"{self.run.solution}/{owned[path]}"
+                frames.append(Frame(shown, int(line), function, getline(path, int(line)).strip()))
+        return tuple(reversed(frames[:4]))
+
+    def _modules(self) -> Sequence[str]:
+        return [*self.run.day.modules, *self.run.overlays]
+
+    def end(self) -> None:
+        """Leave nothing running and nothing open."""
+        if self.yardstick is not None:
+            self.yardstick.stop()
+        processes.end_family(self.process, self.token)
+        self.selector.close()
+        for fd in (self.events, self.output, self.lifeline):
+            os.close(fd)
+        self.folder.cleanup()
+
+
+class _Yardstick:
+    """Times the reference on one check, beside the learner's slow run of it."""
+
+    def __init__(self, run: _Run, check_id: str) -> None:
+        self._began = time.monotonic()
+        self._seconds: float | None = None
+        self._child: _Child | None = None
+        self._check_id = check_id
+        self._run = _Run(run.clone, run.limits, run.day, "reference", {}, None, None, lambda e: None)
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._measure, daemon=True)
+        self._thread.start()
+
+    def _measure(self) -> None:
+        with self._lock:
+            if self._stopped:
+                return
+            self._child = _Child(self._run, [self._check_id], self._began + self._run.limits.day_seconds)
+        try:
+            self._child.watch()
+        finally:
+            with self._lock:
+                self._child.end()
+                self._child = None
+        result = self._run.results.get(self._check_id)
+        self._seconds = result.seconds if result and result.outcome is Outcome.PASSED else 0.0
+
+    def seconds(self) -> float:
+        """What the reference took; while it still runs, what it has taken so far beyond a child's start."""
+        if self._seconds is not None:
+            return self._seconds
+        return max(0.0, time.monotonic() - self._began - 2.0)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._child is not None:
+                self._child._signal(signal.SIGKILL)
+        self._thread.join(timeout=5)
+
+
+class _HeadAndTail:
+    """The first and last bytes of a stream of any length."""
+
+    def __init__(self) -> None:
+        self.head = b""
+        self.tail = b""
+        self.dropped = 0
+
+    def add(self, chunk: bytes) -> None:
+        room = KEPT_OUTPUT - len(self.head)
+        if room > 0:
+            self.head += chunk[:room]
+            chunk = chunk[room:]
+        self.tail += chunk
+        if len(self.tail) > KEPT_OUTPUT:
+            self.dropped += len(self.tail) - KEPT_OUTPUT
+            self.tail = self.tail[-KEPT_OUTPUT:]
+
+    def text(self) -> str:
+        middle = f"\n... {self.dropped} bytes left out ...\n" if self.dropped else ""
+        return self.head.decode("utf-8", "replace") + middle + self.tail.decode("utf-8", "replace")
+
+
+_SIGNALS = {
+    "SIGSEGV": "segmentation fault: C code touched memory that is not its own",
+    "SIGABRT": "abort: C code gave up",
+    "SIGKILL": "kill signal, often the system running out of memory",
+    "SIGBUS": "bus error",
+    "SIGFPE": "arithmetic fault in C code",
+}
+
+
+def _frame(data: Mapping[str, Any]) -> Frame:
+    return Frame(**{**data, "values": tuple(ArrayNote(**v) for v in data["values"])})

@@ -1,0 +1,284 @@
+"""What a day's tests are written with: inputs, comparisons and the marks that tie a check to its task.
+
+Runs in the grading child. Every comparison says what it looked at, so that a failure can be told in the
+course's terms; `close` derives its tolerance from dtype and reduction length against a float64 oracle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from .report import Failure
+
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+# Unit roundoff: half the gap between 1 and the next number.
+UNIT_ROUNDOFF = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
+# The gap between the smallest numbers: no result can be nearer than half of it.
+SMALLEST_STEP = {mx.float32: 2.0**-149, mx.float16: 2.0**-24, mx.bfloat16: 2.0**-133}
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """ "float32" for mx.float32."""
+    return str(dtype).rpartition(".")[2]
+
+
+every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+
+
+def task(number: int) -> pytest.MarkDecorator:
+    """Mark a check as belonging to the day's task `number`."""
+    return pytest.mark.task(number)
+
+
+def sample(
+    shape: Sequence[int],
+    dtype: mx.Dtype = mx.float32,
+    *,
+    seed: int,
+    scale: float = 1.0,
+    mean: float = 0.0,
+) -> tuple[mx.array, np.ndarray]:
+    """A normal sample as (array of `dtype`, float64 NumPy array of exactly the same, rounded values)."""
+    values = np.random.default_rng(seed).normal(mean, scale, tuple(shape))
+    array = mx.array(values.astype(np.float32)).astype(dtype)
+    return array, as_float64(array)
+
+
+def as_float64(array: mx.array) -> np.ndarray:
+    """The values of a float array of any dtype, exactly."""
+    return np.array(array.astype(mx.float32)).astype(np.float64)
+
+
+class CheckFailed(AssertionError):
+    """A learner's result is not what the check expects; carries the failure in the course's terms."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.summary)
+        self.failure = failure
+
+
+class CourseFault(AssertionError):
+    """The check itself is wrong: an input lacks the property that the check relies on."""
+
+
+def require(condition: bool, text: str) -> None:
+    """Assert a property of the test's own input. Its failure is the course's fault, never the learner's."""
+    if not condition:
+        raise CourseFault(text)
+
+
+def not_run_here(reason: str) -> None:
+    """End the check as one this machine cannot run. It never counts as a pass."""
+    pytest.skip(reason)
+
+
+class Check:
+    """The comparisons. `ratios` holds, for the running check, largest error / tolerance of each one made."""
+
+    def __init__(self) -> None:
+        self.ratios: list[float] = []
+
+    def begin(self) -> None:
+        """Forget the comparisons of the check before."""
+        self.ratios = []
+
+    def close(
+        self,
+        got: Any,
+        want: np.ndarray,
+        *,
+        dtype: mx.Dtype,
+        terms: int,
+        what: str,
+        roundings: int = 8,
+        magnitude: float | np.ndarray | None = None,
+        fact: str = "",
+        why: str = "",
+    ) -> None:
+        """Compare a learner's array with a float64 oracle: type, shape, dtype, finiteness, then values.
+
+        The tolerance of an element is `magnitude * u * (roundings + sqrt(terms))`, where u is the unit
+        roundoff of `dtype`, `roundings` counts the roundings of a computation done in `dtype` throughout,
+        `terms` is the length of the longest sum, and `magnitude` (default: the largest |want|) is the size
+        of the numbers that were rounded. The error of a sum of n rounded terms grows like sqrt(n) when the
+        roundings are independent (Higham, Accuracy and Stability of Numerical Algorithms, 4.2).
+        """
+        want = np.asarray(want, dtype=np.float64)
+        told = {"checked": what, "fact": fact}
+        array = self._array(got, want.shape, dtype, told, why)
+        values = as_float64(array)
+
+        odd = np.isfinite(values) != np.isfinite(want)
+        odd |= ~np.isfinite(want) & ~((values == want) | (np.isnan(values) & np.isnan(want)))
+        if odd.any():
+            self._fail(
+                f"{_count(odd)} not finite where the right answer is, or the other way round."
+                + _sentence(why),
+                where=_where(odd, values, want),
+                got=_kinds(values),
+                **told,
+            )
+        finite = np.isfinite(want)
+        if magnitude is None:
+            magnitude = np.abs(want[finite]).max(initial=0.0)
+        tolerance = np.broadcast_to(
+            np.asarray(magnitude) * UNIT_ROUNDOFF[dtype] * (roundings + math.sqrt(terms))
+            + SMALLEST_STEP[dtype],
+            want.shape,
+        )
+        error = np.where(finite, np.abs(np.where(finite, values, 0) - np.where(finite, want, 0)), 0.0)
+        ratio = error / tolerance
+        worst = float(ratio.max(initial=0.0))
+        self.ratios.append(worst)
+        bad = ~(ratio <= 1.0)
+        if bad.any():
+            at = np.unravel_index(int(ratio.argmax()), ratio.shape)
+            self._fail(
+                f"{_count(bad)} too far from the right answer." + _sentence(why),
+                where=_where(bad, values, want),
+                error=f"largest error {error[at]:.3g} at {_index(at)}; "
+                f"tolerance {tolerance[at]:.2g} ({dtype_name(dtype)}, sums of {terms})",
+                ratio=worst,
+                **told,
+            )
+
+    def exact(self, got: Any, want: Any, *, what: str, fact: str = "", why: str = "") -> None:
+        """Compare with an expectation that has one right answer: a Python value, or an array (type, shape,
+        dtype and every element; NaN never equals)."""
+        told = {"checked": what, "fact": fact}
+        self.ratios.append(0.0)
+        if not isinstance(want, mx.array):
+            if type(got) is not type(want) or got != want:
+                self._fail(
+                    "The result is not the expected one." + _sentence(why),
+                    expected=_short(want),
+                    got=_short(got),
+                    **told,
+                )
+            return
+        array = self._array(got, tuple(want.shape), want.dtype, told, why)
+        values, wanted = _exact_values(array), _exact_values(want)
+        bad = ~(values == wanted)
+        if bad.any():
+            self._fail(
+                f"{_count(bad)} not what they must be exactly." + _sentence(why),
+                where=_where(bad, values, wanted),
+                **told,
+            )
+
+    def raises(self, error: type[BaseException], call: Callable[[], Any], *, what: str, why: str = "") -> None:
+        """The learner's code must refuse: `call()` has to raise `error`."""
+        self.ratios.append(0.0)
+        try:
+            result = call()
+        except error:
+            return
+        self._fail(
+            f"This must raise {error.__name__}, and did not." + _sentence(why),
+            checked=what,
+            expected=error.__name__,
+            got=f"returned {_short(result)}",
+        )
+
+    def unchanged(self, before: np.ndarray, array: mx.array, *, what: str) -> None:
+        """The learner's code must leave its caller's array as it was."""
+        self.ratios.append(0.0)
+        if not np.array_equal(before, as_float64(array)):
+            self._fail("The caller's array was changed; a function here only reads its inputs.", checked=what)
+
+    def _array(
+        self, got: Any, shape: tuple[int, ...], dtype: mx.Dtype, told: dict[str, str], why: str
+    ) -> mx.array:
+        expected = f"mx.array {_shape(shape)} {dtype_name(dtype)}"
+        if got is None:
+            self._fail("The result is None: is there a `return`?", expected=expected, got="None", **told)
+        if not isinstance(got, mx.array):
+            self._fail("The result is not an mx.array.", expected=expected, got=_short(got), **told)
+        if tuple(got.shape) != tuple(shape):
+            hint = ""
+            if len(shape) > 1 and sorted(got.shape) == sorted(shape):
+                hint = " The sizes are right and their order is not: look at your transposes."
+            elif got.size == math.prod(shape):
+                hint = " The number of elements is right: look at your reshapes."
+            self._fail(
+                "The shape is wrong." + hint + _sentence(why),
+                expected=expected,
+                got=f"mx.array {_shape(got.shape)} {dtype_name(got.dtype)}",
+                **told,
+            )
+        if got.dtype != dtype:
+            self._fail(
+                "The dtype is wrong." + _sentence(why),
+                expected=expected,
+                got=f"mx.array {_shape(got.shape)} {dtype_name(got.dtype)}",
+                **told,
+            )
+        mx.eval(got)
+        return got
+
+    def _fail(self, summary: str, **parts: Any) -> None:
+        raise CheckFailed(Failure(summary=summary, **parts))
+
+
+check = Check()
+
+
+def _exact_values(array: mx.array) -> np.ndarray:
+    return as_float64(array) if mx.issubdtype(array.dtype, mx.floating) else np.array(array)
+
+
+def _sentence(why: str) -> str:
+    return f" {why}" if why else ""
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return str(tuple(int(n) for n in shape))
+
+
+def _index(at: Sequence[Any]) -> str:
+    return "[" + ", ".join(str(int(i)) for i in at) + "]"
+
+
+def _count(bad: np.ndarray) -> str:
+    n = int(bad.sum())
+    if n == bad.size:
+        return "Every element is" if n > 1 else "The one element is"
+    return f"{n} of {bad.size} elements {'are' if n > 1 else 'is'}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+def _where(bad: np.ndarray, values: np.ndarray, want: np.ndarray) -> str:
+    """The first wrong element: "first at [0, 2]: expected 0.73, got 0.5"."""
+    at = np.unravel_index(int(bad.argmax()), bad.shape)
+    return f"first at {_index(at)}: expected {_number(want[at])}, got {_number(values[at])}"
+
+
+def _kinds(values: np.ndarray) -> str:
+    counts = {
+        "nan": int(np.isnan(values).sum()),
+        "inf": int(np.isposinf(values).sum()),
+        "-inf": int(np.isneginf(values).sum()),
+    }
+    said = [f"{n} x {kind}" for kind, n in counts.items() if n]
+    return f"{', '.join(said) or 'no nan or inf'} in {values.size} elements"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, mx.array):
+        return f"mx.array {_shape(value.shape)} {dtype_name(value.dtype)}"
+    if isinstance(value, np.ndarray):
+        return f"numpy array {_shape(value.shape)} {value.dtype}"
+    text = repr(value)
+    kind = type(value).__name__
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return f"{text} ({kind})" if not isinstance(value, (str, type(None))) else text

@@ -1,0 +1,392 @@
+"""Whatever learner code does, grading ends in time, says what happened, keeps the rest and leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tinyllm.grader import runner
+from tinyllm.grader.report import CheckResult, DayReport, Outcome, Verdict
+from tinyllm.grader.tests import toy
+from tinyllm.grader.tests.toy import Toy
+
+MINUTE = 60.0
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Toy:
+    return toy.make(tmp_path / "a clone with spaces")
+
+
+def grade(course: Toy, day: str = "1.1", **options) -> DayReport:
+    """Grade in this process's own child, and check what must hold after every grading."""
+    before = set(psutil.Process().children(recursive=True))
+    began = time.monotonic()
+    report = runner.grade(course.clone, course.course, course.course.day(day), **options)
+    assert time.monotonic() - began < MINUTE
+    left = [p for p in psutil.Process().children(recursive=True) if p not in before and p.is_running()]
+    assert not left, f"still running: {left}"
+    return report
+
+
+def checks(report: DayReport, task: int) -> list[CheckResult]:
+    return [c for t in report.tasks if t.id == task for c in t.checks]
+
+
+def outcomes(report: DayReport, task: int) -> set[Outcome]:
+    return {c.outcome for c in checks(report, task)}
+
+
+def failure(report: DayReport, task: int):
+    found = next(c.failure for c in checks(report, task) if c.failure)
+    assert found is not None
+    return found
+
+
+def test_right_code_passes_every_check(course: Toy) -> None:
+    course.sums()
+    report = grade(course)
+    assert report.verdict is Verdict.PASSED
+    assert (report.passed, report.ran, report.expected) == (5, 5, 5)
+    assert report.graded == ("exercises/week1/sums.py",)
+
+
+def test_a_stub_is_not_started(course: Toy) -> None:
+    report = grade(course)
+    assert report.verdict is Verdict.NOT_PASSED
+    assert outcomes(report, 1) == outcomes(report, 2) == {Outcome.NOT_STARTED}
+
+
+def test_a_wrong_result_says_where_and_shows_the_shapes(course: Toy) -> None:
+    course.sums(row_sums="return mx.sum(x * x, axis=1)")
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.PASSED}
+    found = failure(report, 2)
+    assert found.where.startswith("first at [0]: expected ")
+    assert found.ratio is not None
+    assert found.ratio > 10
+    frame = found.frames[-1]
+    assert (frame.path, frame.function) == ("exercises/week1/sums.py", "row_sums")
+    assert frame.source == "return mx.sum(x * x, axis=1)"
+    assert [(v.name, v.shape, v.dtype) for v in frame.values] == [("x", "(3, 5)", "float32")]
+
+
+def test_an_infinite_loop_is_stopped_at_its_line(course: Toy) -> None:
+    course.sums(double="turns = 0\n    while True:\n        turns += 1")
+    report = grade(course, timeout=1.0)
+    assert outcomes(report, 1) == {Outcome.TIMED_OUT}
+    assert outcomes(report, 2) == {Outcome.PASSED}
+    found = failure(report, 1)
+    assert found.frames[-1].path == "exercises/week1/sums.py"
+    assert found.frames[-1].source in ("while True:", "turns += 1")
+    assert any(v.name == "turns" and int(v.value) > 1000 for v in found.frames[-1].values)
+
+
+def test_a_hang_in_c_code_is_stopped_at_its_line(course: Toy) -> None:
+    # Joining a thread lock from C with signals blocked: Python's own handler never gets to run.
+    course.sums(
+        top="import ctypes",
+        row_sums="libc = ctypes.PyDLL(None)\n    libc.sleep(600)\n    libc.sleep(600)\n    libc.sleep(600)",
+    )
+    report = grade(course, timeout=1.0)
+    assert outcomes(report, 1) == {Outcome.PASSED}
+    assert outcomes(report, 2) == {Outcome.TIMED_OUT}
+    assert "sleep(600)" in failure(report, 2).frames[-1].source
+
+
+@pytest.mark.parametrize("stop", ["os._exit(0)", "os._exit(3)"])
+def test_an_exit_without_a_word_is_a_crash(course: Toy, stop: str) -> None:
+    course.sums(top="import os", double=stop)
+    report = grade(course)
+    assert report.verdict is Verdict.NOT_PASSED
+    assert outcomes(report, 1) == {Outcome.CRASHED}
+    assert outcomes(report, 2) == {Outcome.PASSED}
+    assert "exit code" in failure(report, 1).summary
+
+
+@pytest.mark.parametrize("stop", ["sys.exit(0)", "exit()", "raise KeyboardInterrupt"])
+def test_ending_the_program_is_a_crash(course: Toy, stop: str) -> None:
+    course.sums(top="import sys", double=stop)
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.CRASHED}
+    assert outcomes(report, 2) == {Outcome.PASSED}
+    assert failure(report, 1).frames[-1].source == stop
+
+
+def test_a_segfault_is_a_crash_at_its_line(course: Toy) -> None:
+    course.sums(top="import ctypes", row_sums="return ctypes.string_at(1)")
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.PASSED}
+    assert outcomes(report, 2) == {Outcome.CRASHED}
+    found = failure(report, 2)
+    assert "segmentation fault" in found.summary
+    assert found.frames[-1].source == "return ctypes.string_at(1)"
+
+
+def test_a_hundred_megabytes_of_prints_keep_both_ends(course: Toy) -> None:
+    course.sums(double='print("first")\n    print("x" * 99 * 2**20)\n    print("last")\n    return x * 3')
+    before = psutil.Process().memory_info().rss
+    report = grade(course)
+    assert psutil.Process().memory_info().rss - before < 50 * 2**20
+    assert outcomes(report, 1) == {Outcome.FAILED}
+    prints = failure(report, 1).prints
+    assert prints.startswith("first\n")
+    assert prints.endswith("last\n")
+    assert "bytes left out" in prints
+    assert len(prints) < 20_000
+
+
+def test_too_much_memory_is_told_as_that(course: Toy) -> None:
+    course.write("checkpoints/course.toml", toy.COURSE.replace("memory_gib = 1.5", "memory_gib = 0.5"))
+    course.sums(row_sums="hoard = []\n    while True:\n        hoard.append(b'x' * 2**26)")
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.PASSED}
+    assert outcomes(report, 2) == {Outcome.OUT_OF_MEMORY}
+    assert "0.5 GiB" in failure(report, 2).summary
+    assert "hoard.append" in failure(report, 2).frames[-1].source
+
+
+def test_a_syntax_error_is_told_with_its_line(course: Toy) -> None:
+    course.sums(double="return x +")
+    report = grade(course)
+    assert outcomes(report, 1) == outcomes(report, 2) == {Outcome.FAILED}
+    found = failure(report, 1)
+    assert "exercises/week1/sums.py has a syntax error on line 9" in found.summary
+    assert found.frames[-1].source == "return x +"
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ("pass", "is there a `return`"),
+        ("return x.tolist()", "not an mx.array"),
+        ("return x[0]", "shape is wrong"),
+        ("return (x + x).T", "transposes"),
+        ("return (x + x).astype(mx.int32)", "dtype is wrong"),
+        ("return x + float('nan')", "not finite"),
+        ("return mx.full(x.shape, float('inf'), dtype=x.dtype)", "not finite"),
+        ("return x.bad", "AttributeError"),
+        ("return double(x)", "calls itself without end"),
+        ("assert x.size < 0, 'too big'", "AssertionError: too big"),
+    ],
+)
+def test_wrong_results_are_told_apart(course: Toy, body: str, word: str) -> None:
+    course.sums(double=body)
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.FAILED}
+    assert outcomes(report, 2) == {Outcome.PASSED}
+    assert word in failure(report, 1).summary
+
+
+def test_a_failure_only_in_half_precision_says_so(course: Toy) -> None:
+    course.sums(double="return x + x if x.dtype == mx.float32 else (x + x) * 1.1")
+    report = grade(course)
+    results = {c.id.split("[")[1].rstrip("]"): c for c in checks(report, 1)}
+    assert results["float32"].outcome is Outcome.PASSED
+    assert "passes in float32" in results["float16"].failure.summary
+    assert "bfloat16 path" in results["bfloat16"].failure.summary
+
+
+def test_a_file_that_is_not_utf8(course: Toy) -> None:
+    (course.clone.exercises / "week1/sums.py").write_bytes(b'"""\xff\xfe"""\n')
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.FAILED}
+    assert "not UTF-8" in failure(report, 1).summary
+
+
+def test_an_import_cycle(course: Toy) -> None:
+    course.sums(top="from .means import Mean")
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.FAILED}
+    assert "circle" in failure(report, 1).summary
+
+
+def test_a_deleted_module(course: Toy) -> None:
+    (course.clone.exercises / "week1/sums.py").unlink()
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.FAILED}
+    assert "exercises/week1/sums.py does not exist" in failure(report, 1).summary
+
+
+def test_deleted_package_files_do_not_matter(course: Toy) -> None:
+    course.sums()
+    (course.clone.exercises / "week1/__init__.py").unlink()
+    (course.clone.exercises / "__init__.py").unlink()
+    assert grade(course).verdict is Verdict.PASSED
+
+
+def test_a_renamed_function(course: Toy) -> None:
+    path = course.clone.exercises / "week1/sums.py"
+    path.write_text(toy.SUMS.replace("def double", "def doubled"), encoding="utf-8")
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.FAILED}
+    assert outcomes(report, 2) == {Outcome.PASSED}
+    assert "has no `double`" in failure(report, 1).summary
+
+
+def test_system_exit_at_import(course: Toy) -> None:
+    course.sums(top="raise SystemExit")
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.CRASHED}
+    assert "ended the program" in failure(report, 1).summary
+
+
+def test_an_exit_without_a_word_at_import(course: Toy) -> None:
+    course.sums(top="import os; os._exit(0)")
+    report = grade(course)
+    assert outcomes(report, 1) == outcomes(report, 2) == {Outcome.CRASHED}
+
+
+def test_a_hang_at_import_is_waited_for_once(course: Toy) -> None:
+    course.sums(top="while True: pass")
+    began = time.monotonic()
+    report = grade(course, timeout=1.0)
+    assert time.monotonic() - began < 5
+    assert outcomes(report, 1) == outcomes(report, 2) == {Outcome.TIMED_OUT}
+    assert "While importing" in failure(report, 1).summary
+
+
+def test_a_thread_that_never_ends_changes_nothing(course: Toy) -> None:
+    course.sums(
+        top="import threading, time",
+        double="threading.Thread(target=time.sleep, args=(600,)).start()\n    return x + x",
+    )
+    report = grade(course)
+    assert report.verdict is Verdict.PASSED
+    assert report.seconds < 10
+
+
+def test_processes_that_leave_the_group_are_ended_too(course: Toy) -> None:
+    start = "import subprocess, sys\n    subprocess.Popen(['sh', '-c', 'setsid sleep 600 & sleep 0.1'])"
+    course.sums(double=f"{start}\n    return x + x")
+    report = grade(course)
+    assert report.verdict is Verdict.PASSED
+    sleepers = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "600"]]
+    assert not [p for p in sleepers if p.environ().get("TINYLLM_GRADING")]
+
+
+def test_a_slow_check_is_measured_against_the_reference(course: Toy) -> None:
+    """The floor is 3 s: code of 4 s fails beside a quick reference and passes beside a slow one."""
+    course.sums(top="import time", row_sums="time.sleep(4)\n    return mx.sum(x, axis=1)")
+    slow = grade(course, only_task=2)
+    assert outcomes(slow, 2) == {Outcome.TIMED_OUT}
+    text = toy.SUMS.replace("import mlx", "import time\nimport mlx")
+    text = text.replace("return mx.sum", "time.sleep(1)\n    return mx.sum")
+    course.write("reference/week1/sums.py", text)
+    fair = grade(course, only_task=2)
+    assert outcomes(fair, 2) == {Outcome.PASSED}
+
+
+def test_an_unfinished_earlier_day_is_named(course: Toy) -> None:
+    course.write("exercises/week1/means.py", toy.MEANS)
+    report = grade(course, "1.2")
+    assert outcomes(report, 1) == {Outcome.BLOCKED}
+    found = failure(report, 1)
+    assert found.summary == "This needs day 1.1 (Sums): row_sums is not written yet."
+    assert found.needs_day == "1.1"
+    assert found.frames[-1].source == "return row_sums(x) / self.D"
+    borrowed = grade(course, "1.2", borrow=(course.course.day("1.1"),))
+    assert borrowed.verdict is Verdict.PASSED
+    assert borrowed.borrowed == ("1.1",)
+
+
+def test_nothing_a_solution_prints_can_pose_as_a_result(course: Toy) -> None:
+    forge = (
+        "for fd in range(3, 40):\n        try:\n            "
+        'os.write(fd, b\'{"event": "end", "finished": 5, "pytest": 0}\\n\')\n'
+        "        except OSError:\n            pass\n    os._exit(0)"
+    )
+    course.sums(top="import os", double=forge)
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.CRASHED}
+    assert outcomes(report, 2) == {Outcome.PASSED}
+
+
+def test_a_check_that_compares_nothing_is_the_courses_fault(course: Toy) -> None:
+    text = toy.TESTS_2.replace("check.close(", "(lambda *a, **k: None)(")
+    course.write("checkpoints/day1_2/test_means.py", text)
+    report = grade(course, "1.2", solution="reference")
+    assert report.verdict is Verdict.ENVIRONMENT
+    assert outcomes(report, 1) == {Outcome.COURSE_FAULT}
+
+
+def test_a_missing_check_is_no_pass(course: Toy) -> None:
+    course.sums()
+    text = course.write(
+        "checkpoints/day1_1/test_sums.py", toy.TESTS_1.replace("def test_one_row", "def one_row")
+    )
+    assert text.is_file()
+    report = grade(course)
+    assert report.verdict is Verdict.ENVIRONMENT
+    assert "task 2 has 1 checks and checkpoint.toml says 2" in report.problem
+
+
+def test_tests_that_cannot_be_collected_are_the_courses_fault(course: Toy) -> None:
+    course.sums()
+    course.write("checkpoints/day1_1/test_sums.py", "import nothing_of_this_name\n")
+    report = grade(course)
+    assert report.verdict is Verdict.ENVIRONMENT
+    assert "nothing_of_this_name" in report.problem
+
+
+def test_a_check_that_cannot_run_here_makes_the_day_partial(course: Toy) -> None:
+    course.sums()
+    text = toy.TESTS_1.replace(
+        '"""a single row works"""', '"""a single row works"""\n    not_run_here("no GPU")'
+    )
+    course.write(
+        "checkpoints/day1_1/test_sums.py", text.replace("import check,", "import not_run_here, check,")
+    )
+    report = grade(course)
+    assert report.verdict is Verdict.PARTIAL
+    assert report.verdict.exit_code == 1
+
+
+def test_ctrl_c_keeps_the_progress(course: Toy) -> None:
+    course.sums(row_sums="while True: pass")
+    process = subprocess.Popen(
+        [*toy.PROGRAM, "day1.1"],
+        cwd=course.root,
+        env=course.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    log = course.clone.progress / "attempts.jsonl"
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "1  double" in line:
+            break
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(10) == 130
+    assert "stopped by Ctrl-C" in rest
+    assert "Traceback" not in rest
+    assert '"interrupted"' in log.read_text()
+    assert '"passed":3' in log.read_text()
+
+
+def test_the_child_dies_with_the_grader(course: Toy) -> None:
+    course.sums(double="print(1, flush=True)\n    while True: pass")
+    process = subprocess.Popen(
+        [*toy.PROGRAM, "day1.1", "--no-progress"], cwd=course.root, env=course.environment()
+    )
+    child = None
+    for _ in range(100):
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children()
+        if children and time.monotonic() and children[0].cpu_times().user > 0.5:
+            child = children[0]
+            break
+    assert child is not None
+    process.kill()
+    process.wait()
+    psutil.wait_procs([child], timeout=5)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

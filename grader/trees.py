@@ -1,0 +1,83 @@
+"""Imports one solution tree from an exact folder, whatever is installed (runs in the grading child).
+
+With an editable install of another clone, `import tinyllm.exercises` would silently find that clone's
+files. The finder here answers for the tree's package first and never lets another finder answer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import CodeType, ModuleType
+
+
+class _FreshLoader(importlib.machinery.SourceFileLoader):
+    """Compiles the source each time: a .pyc is dated in whole seconds, so a quick edit could run the old code."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class Tree(importlib.abc.MetaPathFinder):
+    """The tree in `folder`, importable as `tinyllm.<name>`; `overlays` replaces single modules by other files.
+
+    `overlays` maps a path relative to the tree ("week1/rope.py") to the file that takes its place.
+    """
+
+    def __init__(self, name: str, folder: Path, overlays: Mapping[str, Path] | None = None) -> None:
+        self.package = f"tinyllm.{name}"
+        self.folder = folder
+        self.overlays = {k: Path(v) for k, v in (overlays or {}).items()}
+        self._files: dict[str, bool] = {}
+
+    def install(self) -> None:
+        sys.meta_path.insert(0, self)
+
+    def path_of(self, module: str) -> Path:
+        """The file that stands for `module` ("week1/rope.py"), overlays included."""
+        return self.overlays.get(module, self.folder / module)
+
+    def import_module(self, module: str) -> ModuleType:
+        """Import "week1/rope.py". Raises whatever importing it raises."""
+        dotted = module.removesuffix(".py").replace("/", ".")
+        return importlib.import_module(f"{self.package}.{dotted}")
+
+    def owns(self, filename: str) -> bool:
+        """Whether a code object's file name belongs to this tree (asked often, so remembered)."""
+        known = self._files.get(filename)
+        if known is None:
+            path = Path(filename)
+            known = path.is_relative_to(self.folder) or path in self.overlays.values()
+            self._files[filename] = known
+        return known
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.package and not fullname.startswith(self.package + "."):
+            return None
+        relative = fullname[len(self.package) + 1 :].replace(".", "/")
+        package = self.folder / relative / "__init__.py"
+        if package.is_file():
+            return importlib.util.spec_from_file_location(
+                fullname,
+                package,
+                loader=_FreshLoader(fullname, str(package)),
+                submodule_search_locations=[str(package.parent)],
+            )
+        if (self.folder / relative).is_dir():  # the learner lost an __init__.py; nothing hangs on it
+            spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+            spec.submodule_search_locations = [str(self.folder / relative)]
+            return spec
+        file = self.path_of(f"{relative}.py")
+        if file.is_file():
+            return importlib.util.spec_from_file_location(
+                fullname, file, loader=_FreshLoader(fullname, str(file))
+            )
+        raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)

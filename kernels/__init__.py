@@ -1,0 +1,1 @@
+"""Turns a tree's C++ and GPU sources into callables. Knows no solution."""
