@@ -26,7 +26,7 @@ def _for_task(day: Day, task: TaskResult) -> str:
 def _unblock(day: Day, needs: str) -> str:
     if not needs:
         return ""
-    return f"tinyllm-grade day{needs}, or for now: tinyllm-grade {day.name} --borrow day{needs}"
+    return f"tinyllm-grade day{needs}\nor for now: tinyllm-grade {day.name} --borrow day{needs}"
 
 
 def for_day(course: Course, day: Day, report: DayReport) -> list[str]:

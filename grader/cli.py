@@ -120,7 +120,10 @@ def grade(
     no_progress: bool,
     verbose: bool,
 ) -> None:
-    """Grade DAY (day1.3, 1.3, week1, all); without it, the next unfinished day."""
+    """Grade DAY, or the next unfinished day.
+
+    DAY is day1.3 or 1.3, a whole week (week1), or all.
+    """
     from . import grading
 
     listener: Any = Silence()
@@ -237,7 +240,7 @@ def list_days() -> None:
 @click.argument("day", required=False)
 @reporting
 def read(day: str | None) -> None:
-    """The lesson of DAY in the terminal; as Markdown when piped."""
+    """The lesson of DAY; as Markdown when piped."""
     from . import attempts, lessons
 
     context = Context()
@@ -260,7 +263,7 @@ def read(day: str | None) -> None:
 @click.option("--again", is_flag=True, help="Show the hints already taken.")
 @reporting
 def hint(day: str | None, number: int | None, again: bool) -> None:
-    """The next hint of a task; each is gentler than the code, and taking it is recorded."""
+    """The next hint of a task. Taking one is recorded."""
     from . import attempts, lessons, standing
 
     context = Context()
@@ -299,7 +302,10 @@ def hint(day: str | None, number: int | None, again: bool) -> None:
 @click.option("--tool", is_flag=True, help="Open both files in git's difftool.")
 @reporting
 def diff(day: str | None, number: int | None, stat: bool, tool: bool) -> None:
-    """Your code beside the reference, a task's symbols at a time. Looking is recorded."""
+    """Your code beside the reference. Looking is recorded.
+
+    One task's functions and classes at a time with --task; side by side where the terminal is wide.
+    """
     from . import attempts, diffing
 
     context = Context()
@@ -325,6 +331,28 @@ def diff(day: str | None, number: int | None, stat: bool, tool: bool) -> None:
 
 
 @main.command()
+@click.argument("day", required=False)
+@reporting
+def quiz(day: str | None) -> None:
+    """The day's check questions; Enter shows each answer."""
+    context = Context()
+    chosen = context.next_day(day)
+    screen = context.screen
+    screen.line(f"{chosen.name}  {chosen.title}", "bold")
+    ask = sys.stdin.isatty() and screen.console.is_terminal
+    for number, question in enumerate(chosen.questions, 1):
+        screen.line()
+        screen.paragraph(f"{number}. {question.ask}", "bold")
+        for letter, choice in zip("abcdefgh", question.choices, strict=False):
+            screen.labelled(f"{letter})", choice)
+        if ask:
+            click.pause("")
+        screen.labelled("answer", question.answer, "green")
+        if question.why:
+            screen.labelled("why", question.why)
+
+
+@main.command()
 @click.option("-n", "count", type=click.IntRange(min=1), default=20, help="How many (default: 20).")
 @reporting
 def history(count: int) -> None:
@@ -347,7 +375,10 @@ def history(count: int) -> None:
 @click.option("--day", "day", metavar="DAY", help="Bring back only this day's files.")
 @reporting
 def restore(snapshot: str, day: str | None) -> None:
-    """Bring back SNAPSHOT (its id or number in `history`); what is there now is kept first."""
+    """Bring back a snapshot; what is there is kept first.
+
+    SNAPSHOT is an id or a number from `tinyllm-grade history`, or latest.
+    """
     from . import attempts, restoring, snapshots
 
     context = Context()
@@ -363,7 +394,7 @@ def restore(snapshot: str, day: str | None) -> None:
 @click.argument("day")
 @reporting
 def reset(day: str) -> None:
-    """Bring back the pristine stub of DAY (or all); what is there now is kept first."""
+    """Bring back the stub of DAY; what is there is kept first."""
     from . import attempts, restoring
     from .authoring import stubs
 
@@ -412,7 +443,6 @@ def doctor() -> None:
             screen.labelled("", f"fix: {finding.fix}", indent=2)
     screen.line()
     for span, needs, present in examination.day_needs(context.course):
-        state = "ready" if present else "not here"
-        screen.labelled(f"day {span}", f"needs {needs}: {state}", indent=2)
+        screen.labelled("ready" if present else "not here", f"day {span}, which needs {needs}", indent=2)
     sys.exit(3 if any(f.state is State.MISSING for f in findings) else 0)
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import pairwise, zip_longest
+from itertools import groupby, pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,9 +119,8 @@ def _compare_regions(day: Day, task: Task, module: str, learner: str, reference:
     if len(names) != len(theirs):
         names = [f"task {task.id}, part {n}" for n in range(1, len(theirs) + 1)]
     ours = symbols.regions(learner, task.id)[: len(theirs)]
-    todo = re.compile(rf"day {re.escape(day.id)}, task {task.id}\b")  # what the stub's text says
     for name, own, their in zip_longest(names, ours, theirs):
-        stub = own is not None and bool(todo.search(own.text))
+        stub = own is not None and symbols.is_empty_region(own.text)
         yield SymbolDiff(task.id, Symbol(module, name), _status(own, their, stub), own, their)
 
 
@@ -275,7 +274,7 @@ def render(diffs: Sequence[SymbolDiff], *, width: int, colour: bool) -> str | Gr
     """
     lines = [line for diff in diffs for line in _picture(_printable(diff), width, colour)]
     if not colour:
-        return "\n".join(line.plain.rstrip() for line in lines) + "\n"
+        return "\n".join([*(line.plain.rstrip() for line in lines[:-1]), ""])
     from rich.console import Group
 
     return Group(*lines)
@@ -287,7 +286,8 @@ def _picture(diff: SymbolDiff, width: int, colour: bool) -> Iterator[Text]:
     title = f"task {diff.task}  {diff.symbol.module}  {diff.symbol.name}: {SAYS[diff.status]}"
     yield Text(title, style="bold", no_wrap=True, overflow="ignore")
     if diff.status in (Status.NOT_STARTED, Status.MISSING):
-        yield from _alone(diff.reference, _paint(diff, diff.reference, colour), width)
+        # Without colour it may be going to a file: lines stay whole, so that code can be copied.
+        yield from _alone(diff.reference, _paint(diff, diff.reference, colour), width if colour else None)
     elif diff.status is Status.DIFFERENT and width >= WIDE:
         yield from _side_by_side(diff, width, colour)
     elif diff.status is Status.DIFFERENT:
@@ -308,10 +308,12 @@ UNIFIED = {"---": "bold", "+++": "bold", "@@": "cyan", "-": "red", "+": "green"}
 MARKS = {" ": "", "|": "yellow", "<": "red", ">": "green"}
 
 
-def _alone(segment: Segment, painted: list[Text], width: int) -> Iterator[Text]:
+def _alone(segment: Segment, painted: list[Text], width: int | None) -> Iterator[Text]:
+    """One version with its line numbers, folded to `width` columns if given."""
     digits = len(str(segment.end))
     for number, line in enumerate(painted, segment.start):
-        for place, piece in enumerate(_folded(line, max(20, width - digits - 1))):
+        pieces = [line] if width is None else _folded(line, max(20, width - digits - 1))
+        for place, piece in enumerate(pieces):
             yield _numbered(number if place == 0 else None, digits).append_text(piece)
 
 
@@ -324,7 +326,10 @@ def _side_by_side(diff: SymbolDiff, width: int, colour: bool) -> Iterator[Text]:
     head = Text(" " * (digits + 1) + diff.learner_path[:column], style="dim")
     head.pad_right(digits + 1 + column + 3 + digits + 1 - len(head))
     yield head.append(diff.reference_path[:column])
-    for row in rows(diff):
+    for row in _shortened(rows(diff)):
+        if isinstance(row, int):
+            yield Text(f"{'':>{digits}} ... {row} lines the same ...", style="dim")
+            continue
         ours = left[row.left_no - diff.learner.start] if row.left_no else Text()
         theirs = right[row.right_no - diff.reference.start] if row.right_no else Text()
         for text, changes in ((ours, row.left_changes), (theirs, row.right_changes)):
@@ -338,6 +343,16 @@ def _side_by_side(diff: SymbolDiff, width: int, colour: bool) -> Iterator[Text]:
             line.append(f" {row.mark} ", style=MARKS[row.mark])
             line.append_text(_numbered(row.right_no if place == 0 else None, digits))
             yield line.append_text(b or Text())
+
+
+def _shortened(table: list[Row]) -> Iterator[Row | int]:
+    """The rows, with the number of those left out in the middle of a long unchanged stretch (a docstring)."""
+    for same, group in groupby(table, key=lambda row: row.mark == " "):
+        stretch = list(group)
+        if same and len(stretch) > 2 * CONTEXT + 2:
+            yield from (*stretch[:CONTEXT], len(stretch) - 2 * CONTEXT, *stretch[-CONTEXT:])
+        else:
+            yield from stretch
 
 
 def _numbered(number: int | None, digits: int) -> Text:

@@ -71,7 +71,7 @@ class Screen:
         self.console.print(Text(text, style=style or ""), soft_wrap=True)
 
     def paragraph(self, text: str, style: str | None = None, indent: int = 0) -> None:
-        for line in textwrap.wrap(text, self.width - indent) or [""]:
+        for line in textwrap.wrap(text, self.width - indent, break_on_hyphens=False) or [""]:
             self.line(" " * indent + line, style)
 
     def labelled(self, label: str, text: str, style: str | None = None, indent: int = 4) -> None:
@@ -82,7 +82,9 @@ class Screen:
         rest = " " * len(first)
         lines = []
         for part in text.splitlines() or [""]:
-            lines += textwrap.wrap(part, self.width - len(first), break_long_words=False) or [""]
+            lines += textwrap.wrap(
+                part, self.width - len(first), break_long_words=False, break_on_hyphens=False
+            ) or [""]
         for i, line in enumerate(lines):
             if not self.unicode:
                 line = line.replace("·", "-").replace("×", "x").encode("ascii", "replace").decode()
@@ -147,7 +149,7 @@ class GradingScreen:
             wrong.sort(key=lambda c: c.outcome is not task.outcome)
             for result in wrong if self.screen.verbose else wrong[:1]:
                 failure = result.failure
-                if failure is None or failure.summary in told and not failure.where:
+                if failure is None or (failure.summary in told and not failure.where and not self.screen.verbose):
                     continue
                 told.add(failure.summary)
                 self._failure(task, result, failure, len(wrong), next_steps.get(task.id, ""))

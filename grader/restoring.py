@@ -215,7 +215,10 @@ def _entry(path: Path) -> Entry | None:
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:  # not there, or a name that this file system does not take
+        return False
 
 
 def _refuse_odd_ways(clone: Clone, written: Iterable[str], removed: Iterable[str]) -> None:

@@ -78,6 +78,12 @@ def is_stub(text: str) -> bool:
     return bool(functions) and all(_only_raises(f) for f in functions)
 
 
+def is_empty_region(text: str) -> bool:
+    """Whether a marked region holds nothing but comments, as a stub's does."""
+    inner = [line.strip() for line in text.split("\n")]
+    return all(not line or line.startswith("//") for line in inner)
+
+
 def _only_raises(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     body = function.body
     if ast.get_docstring(function, clean=False) is not None:
@@ -151,39 +157,80 @@ def _with_trailing_comments(lines: list[str], first: int, last: int) -> int:
 # ---- by indentation, for files that do not parse
 
 
+HEAD = re.compile(r"[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w+)")
+
+
 def _search(lines: list[str], name: str) -> tuple[int, int] | None:
-    first, last, depth = 1, len(lines), -1
+    quoted = _quoted(lines)
+    scope, last = 0, len(lines)
     for part in name.split("."):
-        head = re.compile(rf"[ \t]*(?:async[ \t]+def|def|class)[ \t]+{re.escape(part)}\b")
-        heads = [n for n in range(first, last + 1) if head.match(lines[n - 1])]
-        heads = [n for n in heads if _indent(lines[n - 1]) > depth]
-        if not heads:
+        found = 0
+        for number in range(scope + 1, last + 1):
+            head = None if quoted[number - 1] else HEAD.match(lines[number - 1])
+            if head and head[1] == part and _belongs(lines, quoted, number, scope):
+                found = number
+        if not found:
             return None
-        depth = min(_indent(lines[n - 1]) for n in heads)
-        first = [n for n in heads if _indent(lines[n - 1]) == depth][-1]
-        last = _block_end(lines, first, last)
-    while first > 1 and lines[first - 2].startswith(" " * depth + "@"):
-        first -= 1
-    return first, last
+        scope, last = found, _block_end(lines, quoted, found, last)
+    return _first_decorator(lines, scope), last
 
 
-def _block_end(lines: list[str], first: int, limit: int) -> int:
-    """The last line of the block that the line `first` opens."""
-    depth, end, quote = _indent(lines[first - 1]), first, ""
+def _belongs(lines: list[str], quoted: list[bool], number: int, scope: int) -> bool:
+    """Whether the definition at line `number` stands in `scope` (a line, 0 for the module) itself, not in
+    a function or class of it."""
+    depth = _indent(lines[number - 1])
+    for above in range(number - 1, scope, -1):
+        line = lines[above - 1]
+        if quoted[above - 1] or not line.strip() or line.lstrip().startswith("#") or _indent(line) >= depth:
+            continue
+        if HEAD.match(line):
+            return False
+        depth = _indent(line)
+    return scope == 0 or _indent(lines[scope - 1]) < depth
+
+
+def _block_end(lines: list[str], quoted: list[bool], first: int, limit: int) -> int:
+    """The last line of the block that the line `first` opens, without blank lines and comments after it."""
+    depth, end, brackets = _indent(lines[first - 1]), first, 0
     for number in range(first, limit + 1):
-        line = lines[number - 1]
-        outside = not quote
-        quote = _open_quote(line, quote)
-        if number == first or not line.strip():
+        line, text = lines[number - 1], lines[number - 1].strip()
+        if not text or (text.startswith("#") and not quoted[number - 1]):
             continue
         # A closing bracket at the margin ends a signature over several lines, not the block.
-        if outside and _indent(line) <= depth and line.lstrip()[0] not in ")]}":
-            return end
+        closing = brackets > 0 and text[0] in ")]}"
+        if number > first and _indent(line) <= depth and not quoted[number - 1] and not closing:
+            break
         end = number
-    if quote:  # a string that never ends says nothing about where the block does: go by its first margin
-        margins = (n for n in range(first + 1, limit + 1) if lines[n - 1].strip())
-        return next((n - 1 for n in margins if _indent(lines[n - 1]) <= depth), limit)
+        brackets += sum(text.count(c) for c in "([{") - sum(text.count(c) for c in ")]}")
     return end
+
+
+def _first_decorator(lines: list[str], first: int) -> int:
+    """The line where the decorators above a definition begin; `first` itself when it has none."""
+    depth = _indent(lines[first - 1])
+    above = first - 1
+    while above >= 1 and lines[above - 1].strip():
+        line = lines[above - 1]
+        if _indent(line) == depth and line.lstrip().startswith("@"):
+            first = above
+        elif _indent(line) <= depth and line.lstrip()[0] not in ")]}#":
+            break
+        above -= 1
+    return first
+
+
+def _quoted(lines: list[str]) -> list[bool]:
+    """For each line whether it begins inside a triple-quoted string.
+
+    A string that is never closed is taken for one that ends on its first line: the rest is code again.
+    """
+    inside, quote, opened = [], "", 0
+    for line in lines:
+        inside.append(bool(quote))
+        before, quote = quote, _open_quote(line, quote)
+        if quote and not before:
+            opened = len(inside)
+    return inside[:opened] + [False] * (len(inside) - opened) if quote else inside
 
 
 def _open_quote(line: str, quote: str) -> str:

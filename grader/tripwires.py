@@ -103,13 +103,9 @@ class Tripwires:
                 value = value.__func__
             else:
                 break
-        try:
-            found = self._apis.get(value)
-        except TypeError:  # unhashable, so none of ours
-            return
-        if found is not None:
-            line = line_binding(name, Path(path).read_text(encoding="utf-8"))
-            self._trip(Trip(*found, path, line, ""))
+        if isinstance(value, (FunctionType, type)) and value in self._apis:
+            line = line_binding(name, Path(path).read_text(encoding="utf-8", errors="replace"))
+            self._trip(Trip(*self._apis[value], path, line, ""))
 
     # Who is calling.
 
@@ -148,14 +144,24 @@ class Tripwires:
             frame = frame.f_back
         return None
 
+    def _forbidden_class(self, arguments: tuple[object, ...]) -> str:
+        """The API name of the nearest forbidden class of a method's instance."""
+        classes = type(arguments[0]).__mro__ if arguments else ()
+        return next((self._apis[c][0] for c in classes if c in self._apis), "")
+
     # Guarding callables.
 
-    def _guard(self, original: Callable[..., Any], api: str, rule: Rule) -> FunctionType:
-        """A function to put in `original`'s place. It carries no `__wrapped__`: that would hand it out."""
+    def _guard(
+        self, original: Callable[..., Any], api: str, rule: Rule, *, method: bool = False
+    ) -> FunctionType:
+        """A function to put in `original`'s place. It carries no `__wrapped__`: that would hand it out.
+
+        `method`: what is refused is the instance's class, which may only inherit `original`.
+        """
         known = self._guards.get(id(original))
         if known is not None:
             return known
-        kinds, classify, refuse = self._kinds, self._kind, self._refuse
+        kinds, classify, refuse, class_of = self._kinds, self._kind, self._refuse, self._forbidden_class
         get_frame, get_thread, main_thread = sys._getframe, threading.get_ident, self._main_thread
 
         def guard(*args: Any, **kwargs: Any) -> Any:
@@ -166,7 +172,7 @@ class Tripwires:
                 if kind is None:
                     kind = classify(filename)
                 if kind == _SOLUTION:
-                    refuse(frame, api, rule)
+                    refuse(frame, (method and class_of(args)) or api, rule)
                 if kind == _TEST:
                     break
                 frame = frame.f_back
@@ -214,7 +220,8 @@ class Tripwires:
         classes: dict[type, str] = {}
         for module in _family(base):
             for name, value in list(vars(module).items()):
-                if not _belongs(value, base) or value in self._apis:
+                # Private helpers serve what is allowed too, such as reading a model's weights.
+                if name.startswith("_") or not _belongs(value, base) or value in self._apis:
                     continue
                 api = f"{module.__name__}.{name}"
                 if isinstance(value, type):
@@ -246,7 +253,7 @@ class Tripwires:
     def _guard_method(self, cls: type, name: str, value: object, api: str, rule: Rule) -> None:
         shown = api if name.startswith("__") else f"{api}.{name}"
         if isinstance(value, FunctionType):
-            setattr(cls, name, self._guard(value, shown, rule))
+            setattr(cls, name, self._guard(value, shown, rule, method=name.startswith("__")))
         elif isinstance(value, (staticmethod, classmethod)):
             setattr(cls, name, type(value)(self._guard(value.__func__, shown, rule)))
 

@@ -208,7 +208,8 @@ def test_softmax_only_reads(solution):
 
 
 # ---- task 2: linear ----
-# roundings: the product 1, adding the bias 1, and 2 to spare for a sum that is rounded as it grows.
+# roundings: a product 1, their sum 1 (as it grows: sqrt(terms)), the bias 1, the cast 1, and 2 to spare for
+# devices that sum in blocks.
 
 
 @task(2)
@@ -220,7 +221,7 @@ def test_linear_without_bias(solution, dtype):
     want, size = linear64(x64, w64)
     got = solution.linear(x, w)
     what = f"linear(x, w), x (2, 3, 7), w (5, 7), {dtype_name(dtype)}"
-    check.close(got, want, dtype=dtype, terms=7, roundings=4, magnitude=size, what=what, fact="linear-layout")
+    check.close(got, want, dtype=dtype, terms=7, roundings=6, magnitude=size, what=what, fact="linear-layout")
 
 
 @task(2)
@@ -233,7 +234,7 @@ def test_linear_with_bias(solution, dtype):
     want, size = linear64(x64, w64, bias64)
     got = solution.linear(x, w, bias)
     what = f"linear(x, w, bias), x (2, 3, 7), w (5, 7), bias (5,), {dtype_name(dtype)}"
-    check.close(got, want, dtype=dtype, terms=8, roundings=4, magnitude=size, what=what, fact="linear-bias")
+    check.close(got, want, dtype=dtype, terms=8, roundings=6, magnitude=size, what=what, fact="linear-bias")
 
 
 @task(2)
@@ -246,7 +247,7 @@ def test_linear_square(solution):
         got = solution.linear(x, w)
         what = "linear(x, w), x (4, 6), w (6, 6)"
         check.close(
-            got, want, dtype=F32, terms=6, roundings=4, magnitude=size, what=what, fact="linear-layout"
+            got, want, dtype=F32, terms=6, roundings=6, magnitude=size, what=what, fact="linear-layout"
         )
 
 
@@ -260,7 +261,7 @@ def test_linear_leading_axes(solution, lead):
     want, size = linear64(x64, w64, bias64)
     got = solution.linear(x, w, bias)
     what = f"linear(x, w, bias), x {(*lead, 7)}, w (5, 7)"
-    check.close(got, want, dtype=F32, terms=8, roundings=4, magnitude=size, what=what, fact="linear-layout")
+    check.close(got, want, dtype=F32, terms=8, roundings=6, magnitude=size, what=what, fact="linear-layout")
 
 
 @task(2)
@@ -273,7 +274,7 @@ def test_linear_views(solution):
     want, size = linear64(x64, w64)
     got = solution.linear(x, w)
     what = "linear(x, w), x a view (2, 3, 7), w a view (5, 7)"
-    check.close(got, want, dtype=F32, terms=7, roundings=4, magnitude=size, what=what, fact="linear-layout")
+    check.close(got, want, dtype=F32, terms=7, roundings=6, magnitude=size, what=what, fact="linear-layout")
 
 
 # ---- task 3: scaled_dot_product_attention_simple ----

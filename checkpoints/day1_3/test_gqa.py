@@ -1,4 +1,4 @@
-"""Day 1.3: the causal mask, attention in groups, Qwen2's attention layer, against the formulas in float64 NumPy.
+"""Day 1.3: the causal mask, attention in groups and Qwen2's attention layer, against float64 NumPy.
 
 Dimensions differ from one another, L from S, and there are two or more KV heads, so that a mixed-up axis, a
 mask at the wrong end and tiled heads all show.
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tinyllm.grader.testing import as_float64, check, dtype_name, every_dtype, require, sample, task
 
-F32, F16 = mx.float32, mx.float16
+F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
 INF = np.inf
 
 
@@ -106,8 +106,67 @@ def layer_of(solution, num_heads, num_kv_heads, head_dim, dtype=F32, *, seed, **
     return solution.Qwen2MultiHeadAttention(E, num_heads, num_kv_heads, **arrays, **options), values
 
 
-def shapes_of(*arrays):
-    return ", ".join(str(tuple(a.shape)) for a in arrays)
+# ---- comparisons ----
+
+# Roundings of attention: the score 1, scale 1, mask 1, the difference from the maximum 1, exp 2, the division
+# 1, the weights' cast 1, the result's cast 1. The sums over D and S come in through `terms`.
+ATTENTION = 9
+# The layer's beside them: projection 1, bias 1 and RoPE 4 for query and for key, 2 for the value, 1 for wo.
+LAYER = ATTENTION + 2 * 6 + 2 + 1
+
+
+def call_text(positional, options):
+    """ "query, key, value, scale=0.5, mask=(5, 7) float16": arrays by shape and dtype, the rest as it is."""
+    parts = [positional]
+    for name, value in options.items():
+        array = isinstance(value, mx.array)
+        parts.append(
+            f"{name}={tuple(value.shape)} {dtype_name(value.dtype)}" if array else f"{name}={value!r}"
+        )
+    return ", ".join(parts)
+
+
+def check_mask(solution, L, S, dtype, *, fact):
+    """causal_mask, every element."""
+    want, _ = exactly(causal64(L, S), dtype)
+    what = f"causal_mask({L}, {S}, {dtype_name(dtype)})"
+    check.exact(solution.causal_mask(L, S, dtype), want, what=what, fact=fact)
+
+
+def check_grouped(solution, arrays, values, dtype=F32, *, fact, mask64=0.0, **options):
+    """Attention of query, key and value with the options scale and mask; mask64 is that mask's oracle."""
+    want, size = attention64(*values, scale=options.get("scale"), mask=mask64)
+    shapes = ", ".join(str(tuple(a.shape)) for a in arrays)
+    call = call_text("query, key, value", options)
+    check.close(
+        solution.scaled_dot_product_attention_grouped(*arrays, **options),
+        want,
+        dtype=dtype,
+        terms=max(values[1].shape[-2:]),
+        roundings=ATTENTION,
+        magnitude=size,
+        what=f"scaled_dot_product_attention_grouped({call}), shapes {shapes}, {dtype_name(dtype)}",
+        fact=fact,
+    )
+
+
+def check_layer(layer, x, x64, w, num_heads, dtype=F32, *, fact, theta=1000000, mask64=0.0, **options):
+    """The layer on x with the option mask; mask64 is that mask's oracle."""
+    want, size = layer64(x64, w, num_heads, theta, mask=mask64)
+    # Angles are float32 in every dtype; at positions up to L they are off by some L roundings of float32.
+    angles = 2 * x.shape[1] if dtype == F32 else 0
+    E, kv = w["wk"].shape[1], w["wk"].shape[0]
+    made = f"Qwen2MultiHeadAttention({E}, {num_heads}, {kv * num_heads // E}, ...)"
+    check.close(
+        layer(x, **options),
+        want,
+        dtype=dtype,
+        terms=E,
+        roundings=LAYER + angles,
+        magnitude=size,
+        what=f"{made}({call_text('x', options)}), x {tuple(x.shape)} {dtype_name(dtype)}",
+        fact=fact,
+    )
 
 
 # ---- task 1: the causal mask ----
@@ -118,12 +177,7 @@ def shapes_of(*arrays):
 def test_mask_square(solution, dtype):
     """the mask of a whole prompt, L = S"""
     for n in (4, 7):
-        check.exact(
-            solution.causal_mask(n, n, dtype),
-            exactly(causal64(n, n), dtype)[0],
-            what=f"causal_mask({n}, {n}, {dtype_name(dtype)})",
-            fact="causal-mask",
-        )
+        check_mask(solution, n, n, dtype, fact="causal-mask")
 
 
 @task(1)
@@ -131,12 +185,7 @@ def test_mask_square(solution, dtype):
 def test_mask_after_earlier_keys(solution, dtype):
     """the mask of L queries at the end of more keys, L < S"""
     for L, S in ((2, 5), (3, 8), (6, 7)):
-        check.exact(
-            solution.causal_mask(L, S, dtype),
-            exactly(causal64(L, S), dtype)[0],
-            what=f"causal_mask({L}, {S}, {dtype_name(dtype)})",
-            fact="causal-mask",
-        )
+        check_mask(solution, L, S, dtype, fact="causal-mask")
 
 
 @task(1)
@@ -144,424 +193,200 @@ def test_mask_after_earlier_keys(solution, dtype):
 def test_mask_far_positions(solution, dtype):
     """the mask at positions beyond 2048, which half precision cannot count"""
     L, S = 3, 2100
-    require(float(mx.array(S - 1).astype(mx.float16)) != S - 1, "float16 holds the positions exactly")
-    check.exact(
-        solution.causal_mask(L, S, dtype),
-        exactly(causal64(L, S), dtype)[0],
-        what=f"causal_mask({L}, {S}, {dtype_name(dtype)})",
-        fact="causal-mask",
-    )
+    require(mx.array(S - 1).astype(F16).item() != S - 1, "float16 holds the positions exactly")
+    check_mask(solution, L, S, dtype, fact="causal-mask")
 
 
 @task(1)
 def test_mask_of_one_query(solution):
-    """the mask of a single query: it sees every key"""
+    """the mask of a single query, which sees every key, and of two"""
     for L, S in ((1, 6), (1, 1), (2, 6)):
-        check.exact(
-            solution.causal_mask(L, S, F32),
-            exactly(causal64(L, S), F32)[0],
-            what=f"causal_mask({L}, {S}, float32)",
-            fact="causal-mask",
-        )
+        check_mask(solution, L, S, F32, fact="causal-mask")
 
 
 # ---- task 2: attention in groups ----
-# roundings: the score 1, scale 1, mask 1, the difference from the maximum 1, exp 2, the division 1, the
-# weights' cast 1, the sum's result 1. The sums over D and S come in through `terms`.
-ATTENTION = 9
 
 
 @task(2)
 @every_dtype
 def test_grouped_in_threes(solution, dtype):
-    """six query heads on two KV heads, without a mask"""
-    for seed in (10, 13):  # two inputs of one shape
-        (q, k, v), values = qkv((3, 6, 5, 8), (3, 2, 7, 8), dtype, seed=seed)
-        want, size = attention64(*values)
-        check.close(
-            solution.scaled_dot_product_attention_grouped(q, k, v),
-            want,
-            dtype=dtype,
-            terms=8,
-            roundings=ATTENTION,
-            magnitude=size,
-            what=f"scaled_dot_product_attention_grouped(query, key, value), {shapes_of(q, k, v)}",
-            fact="head-groups",
-        )
+    """six query heads on two KV heads"""
+    for seed in (10, 13):  # two inputs of the same shapes
+        arrays, values = qkv((3, 6, 5, 8), (3, 2, 7, 8), dtype, seed=seed)
+        check_grouped(solution, arrays, values, dtype, fact="head-groups")
 
 
 @task(2)
 @every_dtype
 def test_grouped_in_pairs(solution, dtype):
-    """six query heads on three KV heads, without a mask"""
-    (q, k, v), values = qkv((2, 6, 4, 8), (2, 3, 7, 8), dtype, seed=20)
-    want, size = attention64(*values)
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v),
-        want,
-        dtype=dtype,
-        terms=8,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f"scaled_dot_product_attention_grouped(query, key, value), {shapes_of(q, k, v)}",
-        fact="head-groups",
-    )
+    """six query heads on three KV heads"""
+    arrays, values = qkv((2, 6, 4, 8), (2, 3, 7, 8), dtype, seed=20)
+    check_grouped(solution, arrays, values, dtype, fact="head-groups")
 
 
 @task(2)
-@pytest.mark.parametrize(("H_q", "H"), [(5, 1), (3, 3)], ids=["one KV head", "as many KV heads"])
+@pytest.mark.parametrize(("H_q", "H"), [(5, 1), (3, 3)], ids=["one", "all"])
 def test_grouped_extremes(solution, H_q, H):
     """one KV head for all query heads, and one for each"""
-    (q, k, v), values = qkv((2, H_q, 4, 8), (2, H, 7, 8), seed=23)
-    want, size = attention64(*values)
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v),
-        want,
-        dtype=F32,
-        terms=8,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f"scaled_dot_product_attention_grouped(query, key, value), {shapes_of(q, k, v)}",
-        fact="head-groups",
-    )
+    arrays, values = qkv((2, H_q, 4, 8), (2, H, 7, 8), seed=23)
+    check_grouped(solution, arrays, values, fact="head-groups")
 
 
 @task(2)
-@pytest.mark.parametrize("batch", [(), (2, 3)], ids=["no batch axis", "two batch axes"])
+@pytest.mark.parametrize("batch", [(), (2, 3)], ids=["none", "two"])
 def test_grouped_batch_axes(solution, batch):
-    """no batch axis, and two, with and without "causal" """
-    for mask in (None, "causal"):
-        (q, k, v), values = qkv((*batch, 6, 4, 8), (*batch, 2, 7, 8), seed=26)
-        want, size = attention64(*values, mask=0.0 if mask is None else causal64(4, 7))
-        check.close(
-            solution.scaled_dot_product_attention_grouped(q, k, v, mask=mask),
-            want,
-            dtype=F32,
-            terms=8,
-            roundings=ATTENTION,
-            magnitude=size,
-            what=f"scaled_dot_product_attention_grouped(query, key, value, mask={mask!r}), {shapes_of(q, k, v)}",
-            fact="grouped-mask",
-        )
+    """no batch axis, and two of them, without a mask and causal"""
+    arrays, values = qkv((*batch, 6, 4, 8), (*batch, 2, 7, 8), seed=26)
+    check_grouped(solution, arrays, values, fact="grouped-mask")
+    check_grouped(solution, arrays, values, mask="causal", mask64=causal64(4, 7), fact="grouped-mask")
 
 
 @task(2)
 @every_dtype
 def test_grouped_scale(solution, dtype):
     """a scale of the caller's own"""
-    scale = 0.85
-    (q, k, v), values = qkv((2, 6, 5, 8), (2, 2, 7, 8), dtype, seed=30)
-    require(abs(scale - 8**-0.5) > 0.2, "the scale is nearly the default")
-    want, size = attention64(*values, scale=scale)
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v, scale=scale),
-        want,
-        dtype=dtype,
-        terms=8,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f"scaled_dot_product_attention_grouped(query, key, value, scale={scale}), {shapes_of(q, k, v)}",
-        fact="grouped-scale",
-    )
+    arrays, values = qkv((2, 6, 5, 8), (2, 2, 7, 8), dtype, seed=30)
+    require(abs(0.85 - 8**-0.5) > 0.2, "the scale is nearly the default")
+    check_grouped(solution, arrays, values, dtype, scale=0.85, fact="grouped-scale")
 
 
 @task(2)
 @every_dtype
 def test_grouped_causal_after_earlier_keys(solution, dtype):
-    """mask="causal" for queries at the end of more keys"""
-    (q, k, v), values = qkv((3, 6, 5, 8), (3, 2, 9, 8), dtype, seed=40)
-    want, size = attention64(*values, mask=causal64(5, 9))
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v, mask="causal"),
-        want,
-        dtype=dtype,
-        terms=9,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f'scaled_dot_product_attention_grouped(query, key, value, mask="causal"), {shapes_of(q, k, v)}',
-        fact="grouped-mask",
-    )
+    """mask="causal" for queries at the end of more keys, L < S"""
+    arrays, values = qkv((3, 6, 5, 8), (3, 2, 9, 8), dtype, seed=40)
+    check_grouped(solution, arrays, values, dtype, mask="causal", mask64=causal64(5, 9), fact="grouped-mask")
 
 
 @task(2)
 @pytest.mark.parametrize(("L", "S"), [(6, 6), (1, 6)], ids=["whole prompt", "one query"])
 def test_grouped_causal(solution, L, S):
     """mask="causal" for a whole prompt, and for one query"""
-    (q, k, v), values = qkv((2, 4, L, 10), (2, 2, S, 10), seed=43)
-    want, size = attention64(*values, mask=causal64(L, S))
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v, mask="causal"),
-        want,
-        dtype=F32,
-        terms=10,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f'scaled_dot_product_attention_grouped(query, key, value, mask="causal"), {shapes_of(q, k, v)}',
-        fact="grouped-mask",
-    )
+    arrays, values = qkv((3, 4, L, 10), (3, 2, S, 10), seed=43)
+    check_grouped(solution, arrays, values, mask="causal", mask64=causal64(L, S), fact="grouped-mask")
 
 
 @task(2)
 @pytest.mark.parametrize(
     "shape",
     [(5, 7), (3, 1, 5, 7), (3, 6, 5, 7), (6, 1, 7)],
-    ids=["(L, S)", "(N, 1, L, S)", "(N, H_q, L, S)", "(H_q, 1, S)"],
+    ids=["L S", "N 1 L S", "N H_q L S", "H_q 1 S"],
 )
 def test_grouped_mask_array(solution, shape):
-    """a mask array of -inf and finite biases, in every shape that broadcasts"""
-    (q, k, v), values = qkv((3, 6, 5, 8), (3, 2, 7, 8), seed=50)
+    """a mask array of -inf and finite biases, in the shapes that broadcast"""
+    arrays, values = qkv((3, 6, 5, 8), (3, 2, 7, 8), seed=50)
     mask, mask64 = some_mask(shape, seed=53)
-    want, size = attention64(*values, mask=mask64)
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v, mask=mask),
-        want,
-        dtype=F32,
-        terms=8,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f"scaled_dot_product_attention_grouped(query, key, value, mask=mask), {shapes_of(q, k, v)}, "
-        f"mask {shapes_of(mask)}",
-        fact="grouped-mask",
-    )
+    check_grouped(solution, arrays, values, mask=mask, mask64=mask64, fact="grouped-mask")
 
 
 @task(2)
-def test_grouped_mask_as_many_prompts_as_kv_heads(solution):
-    """a mask for each prompt where N = H, so that a mask on the wrong axis still broadcasts"""
-    (q, k, v), values = qkv((2, 6, 5, 8), (2, 2, 7, 8), seed=56)
+def test_grouped_mask_where_n_equals_h(solution):
+    """a mask for each prompt, with as many prompts as KV heads: on the wrong axis it still broadcasts"""
+    arrays, values = qkv((2, 6, 5, 8), (2, 2, 7, 8), seed=56)
     mask, mask64 = some_mask((2, 1, 5, 7), seed=59)
-    require(q.shape[0] == k.shape[1], "N must equal H here")
-    want, size = attention64(*values, mask=mask64)
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v, mask=mask),
-        want,
-        dtype=F32,
-        terms=8,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f"scaled_dot_product_attention_grouped(query, key, value, mask=mask), {shapes_of(q, k, v)}, "
-        f"mask {shapes_of(mask)}",
-        fact="grouped-mask",
-    )
+    require(values[1].shape[0] == values[1].shape[1], "N must equal H here")
+    check_grouped(solution, arrays, values, mask=mask, mask64=mask64, fact="grouped-mask")
 
 
 @task(2)
 @every_dtype
-def test_grouped_mask_of_other_dtype(solution, dtype):
+def test_grouped_mask_of_another_dtype(solution, dtype):
     """a mask whose dtype is not the query's"""
-    other = F16 if dtype == F32 else F32
-    (q, k, v), values = qkv((3, 6, 5, 8), (3, 2, 7, 8), dtype, seed=60)
-    mask, mask64 = some_mask((5, 7), other, seed=63)
-    want, size = attention64(*values, scale=0.4, mask=mask64)
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v, scale=0.4, mask=mask),
-        want,
-        dtype=dtype,
-        terms=8,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f"scaled_dot_product_attention_grouped(query, key, value, scale=0.4, mask=mask), "
-        f"{shapes_of(q, k, v)} {dtype_name(dtype)}, mask {shapes_of(mask)} {dtype_name(other)}",
-        fact="grouped-result",
-    )
+    arrays, values = qkv((3, 6, 5, 8), (3, 2, 7, 8), dtype, seed=60)
+    mask, mask64 = some_mask((5, 7), F16 if dtype == F32 else F32, seed=63)
+    check_grouped(solution, arrays, values, dtype, scale=0.4, mask=mask, mask64=mask64, fact="grouped-result")
 
 
 @task(2)
 def test_grouped_large_scores(solution):
     """scores beyond the range of exp"""
-    (q, k, v), values = qkv((2, 6, 5, 8), (2, 2, 7, 8), seed=70, scale=10.0)
-    scores = values[0][:, :2] @ values[1].swapaxes(-2, -1) * 8**-0.5
+    arrays, values = qkv((2, 4, 5, 8), (2, 2, 7, 8), seed=70, scale=10.0)
+    scores = values[0][:, ::2] @ values[1].swapaxes(-2, -1) * 8**-0.5
     require(scores.max() > 89 and scores.min() < -89, "exp of the scores stays in float32's range")
-    want, size = attention64(*values)
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v),
-        want,
-        dtype=F32,
-        terms=8,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f"scaled_dot_product_attention_grouped(query, key, value) with scores near 100, "
-        f"{shapes_of(q, k, v)}",
-        fact="grouped-scale",
-    )
+    check_grouped(solution, arrays, values, fact="grouped-scale")
 
 
 @task(2)
 def test_grouped_views(solution):
-    """query, key and value as views of other arrays; none of them may change"""
-    (q, k, v), values = qkv((3, 5, 6, 8), (3, 7, 2, 16), seed=80)
-    q, q64 = q.transpose(0, 2, 1, 3), values[0].transpose(0, 2, 1, 3)
-    k, k64 = k.transpose(0, 2, 1, 3)[..., ::2], values[1].transpose(0, 2, 1, 3)[..., ::2]
-    v, v64 = v.transpose(0, 2, 1, 3)[..., 8:], values[2].transpose(0, 2, 1, 3)[..., 8:]
+    """query, key and value as transposed and sliced views; nothing of the caller's may change"""
+    (q, k, v), (q64, k64, v64) = qkv((3, 5, 6, 8), (3, 7, 2, 16), seed=80)
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
+    q64, k64, v64 = (a.transpose(0, 2, 1, 3) for a in (q64, k64, v64))
+    arrays, values = (q, k[..., ::2], v[..., 8:]), (q64, k64[..., ::2], v64[..., 8:])
     mask, mask64 = some_mask((5, 7), seed=83)
-    want, size = attention64(q64, k64, v64, scale=0.5, mask=mask64)
-    check.close(
-        solution.scaled_dot_product_attention_grouped(q, k, v, scale=0.5, mask=mask),
-        want,
-        dtype=F32,
-        terms=8,
-        roundings=ATTENTION,
-        magnitude=size,
-        what=f"scaled_dot_product_attention_grouped(query, key, value, scale=0.5, mask=mask) of transposed "
-        f"and sliced arrays, {shapes_of(q, k, v)}",
-        fact="grouped-reads-only",
-    )
-    for name, array, before in (
-        ("query", q, q64),
-        ("key", k, k64),
-        ("value", v, v64),
-        ("mask", mask, mask64),
-    ):
-        check.unchanged(before, array, what=f"{name} after scaled_dot_product_attention_grouped")
+    for options in ({}, {"scale": 0.5, "mask": mask, "mask64": mask64}):
+        check_grouped(solution, arrays, values, **options, fact="grouped-reads-only")
+        for name, array, before in zip(("query", "key", "value"), arrays, values, strict=True):
+            check.unchanged(before, array, what=f"{name} after scaled_dot_product_attention_grouped")
+        check.unchanged(mask64, mask, what="mask after scaled_dot_product_attention_grouped")
 
 
 # ---- task 3: Qwen2's attention layer ----
-# roundings: those of attention, and twice (query and key) the projection 1, the bias 1 and RoPE 4, then the
-# value's projection and bias 2 and wo 1. The angles are float32 in every dtype: with positions up to L they
-# are off by some L roundings of float32.
-
-
-def layer_roundings(dtype, L):
-    return ATTENTION + 2 * 6 + 3 + (2 * L if dtype == F32 else 0)
 
 
 @task(3)
 @every_dtype
 def test_layer_without_mask(solution, dtype):
-    """the layer with groups of three, every token seeing every token"""
-    layer, w = layer_of(solution, 6, 2, 8, dtype, seed=100, theta=1000000)
+    """the layer in groups of three, every token seeing every token"""
+    layer, w = layer_of(solution, 6, 2, 8, dtype, seed=100)
     x, x64 = sample((3, 5, 48), dtype, seed=110)
-    want, size = layer64(x64, w, 6, 1000000)
-    check.close(
-        layer(x),
-        want,
-        dtype=dtype,
-        terms=48,
-        roundings=layer_roundings(dtype, 5),
-        magnitude=size,
-        what="Qwen2MultiHeadAttention(48, 6, 2, ...)(x), x (3, 5, 48)",
-        fact="layer-weights",
-    )
+    check_layer(layer, x, x64, w, 6, dtype, fact="layer-weights")
 
 
 @task(3)
 @every_dtype
 def test_layer_causal(solution, dtype):
-    """the layer with groups of two and mask="causal" """
-    layer, w = layer_of(solution, 4, 2, 6, dtype, seed=120, theta=1000000)
+    """the layer in groups of two, causal"""
+    layer, w = layer_of(solution, 4, 2, 6, dtype, seed=120)
     x, x64 = sample((3, 7, 24), dtype, seed=130)
-    want, size = layer64(x64, w, 4, 1000000, mask=causal64(7, 7))
-    check.close(
-        layer(x, mask="causal"),
-        want,
-        dtype=dtype,
-        terms=24,
-        roundings=layer_roundings(dtype, 7),
-        magnitude=size,
-        what='Qwen2MultiHeadAttention(24, 4, 2, ...)(x, mask="causal"), x (3, 7, 24)',
-        fact="layer-mask",
-    )
+    check_layer(layer, x, x64, w, 4, dtype, mask="causal", mask64=causal64(7, 7), fact="layer-mask")
 
 
 @task(3)
-@pytest.mark.parametrize(
-    "shape", [(5, 5), (2, 1, 5, 5), (2, 6, 5, 5)], ids=["(L, L)", "(N, 1, L, L)", "(N, H_q, L, L)"]
-)
+@pytest.mark.parametrize("shape", [(5, 5), (2, 1, 5, 5), (2, 6, 5, 5)], ids=["L L", "N 1 L L", "N H_q L L"])
 def test_layer_mask_array(solution, shape):
     """the layer with a mask array"""
     layer, w = layer_of(solution, 6, 2, 8, seed=140)
     x, x64 = sample((2, 5, 48), seed=150)
     mask, mask64 = some_mask(shape, seed=151)
-    want, size = layer64(x64, w, 6, 1000000, mask=mask64)
-    check.close(
-        layer(x, mask),
-        want,
-        dtype=F32,
-        terms=48,
-        roundings=layer_roundings(F32, 5),
-        magnitude=size,
-        what=f"Qwen2MultiHeadAttention(48, 6, 2, ...)(x, mask), x (2, 5, 48), mask {shapes_of(mask)}",
-        fact="layer-mask",
-    )
+    check_layer(layer, x, x64, w, 6, mask=mask, mask64=mask64, fact="layer-mask")
 
 
 @task(3)
-@pytest.mark.parametrize("dtype", [F16, mx.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=dtype_name)
 def test_layer_mask_in_float32(solution, dtype):
     """the layer in half precision with a float32 mask"""
     layer, w = layer_of(solution, 6, 2, 8, dtype, seed=160)
     x, x64 = sample((3, 5, 48), dtype, seed=170)
     mask, mask64 = some_mask((5, 5), F32, seed=171)
-    want, size = layer64(x64, w, 6, 1000000, mask=mask64)
-    check.close(
-        layer(x, mask=mask),
-        want,
-        dtype=dtype,
-        terms=48,
-        roundings=layer_roundings(dtype, 5),
-        magnitude=size,
-        what=f"Qwen2MultiHeadAttention(48, 6, 2, ...)(x, mask=mask), x {dtype_name(dtype)}, mask float32",
-        fact="layer-result",
-    )
+    check_layer(layer, x, x64, w, 6, dtype, mask=mask, mask64=mask64, fact="layer-result")
 
 
 @task(3)
 def test_layer_one_token(solution):
-    """the layer on one token: it attends to itself, and the value's bias reaches the result"""
+    """the layer on one token, which attends to itself: values, their bias and wo are what is left"""
     layer, w = layer_of(solution, 6, 2, 8, seed=180)
     x, x64 = sample((1, 1, 48), seed=190)
-    for mask in (None, "causal"):
-        want, size = layer64(x64, w, 6, 1000000)
-        check.close(
-            layer(x, mask=mask),
-            want,
-            dtype=F32,
-            terms=48,
-            roundings=layer_roundings(F32, 1),
-            magnitude=size,
-            what=f"Qwen2MultiHeadAttention(48, 6, 2, ...)(x, mask={mask!r}), x (1, 1, 48)",
-            fact="layer-biases",
-        )
+    check_layer(layer, x, x64, w, 6, fact="layer-biases")
+    check_layer(layer, x, x64, w, 6, mask="causal", fact="layer-biases")
 
 
 @task(3)
-@pytest.mark.parametrize("theta", [1000000, 500], ids=["Qwen2's theta", "another theta"])
+@pytest.mark.parametrize("theta", [1000000, 500])
 def test_layer_theta(solution, theta):
-    """RoPE's base is theta, and L may be max_seq_len"""
-    L = 12
-    options = {} if theta == 1000000 else {"theta": theta}  # 1000000 is the default
-    layer, w = layer_of(solution, 4, 2, 6, seed=200, max_seq_len=L, **options)
-    x, x64 = sample((2, L, 24), seed=210)
-    want, size = layer64(x64, w, 4, theta)
-    said = "".join(f", {name}={value}" for name, value in options.items())
-    check.close(
-        layer(x),
-        want,
-        dtype=F32,
-        terms=24,
-        roundings=layer_roundings(F32, L),
-        magnitude=size,
-        what=f"Qwen2MultiHeadAttention(24, 4, 2, ..., max_seq_len={L}{said})(x), x (2, {L}, 24)",
-        fact="layer-rope",
-    )
+    """RoPE's base is theta (by default Qwen2's 1000000), and L may be max_seq_len"""
+    options = {} if theta == 1000000 else {"theta": theta}
+    layer, w = layer_of(solution, 4, 2, 6, seed=200, max_seq_len=12, **options)
+    x, x64 = sample((2, 12, 24), seed=210)
+    check_layer(layer, x, x64, w, 4, theta=theta, fact="layer-rope")
 
 
 @task(3)
 def test_layer_again(solution):
-    """one layer called with several inputs, one of them a view; none may change"""
+    """one layer called on several inputs, each a view that may not change"""
     layer, w = layer_of(solution, 6, 2, 8, seed=220)
     for seed, L in ((230, 5), (231, 5), (232, 4)):
         wide, wide64 = sample((L, 3, 96), seed=seed)
         x, x64 = wide.transpose(1, 0, 2)[..., ::2], wide64.transpose(1, 0, 2)[..., ::2]
-        want, size = layer64(x64, w, 6, 1000000, mask=causal64(L, L))
-        check.close(
-            layer(x, mask="causal"),
-            want,
-            dtype=F32,
-            terms=48,
-            roundings=layer_roundings(F32, L),
-            magnitude=size,
-            what=f'Qwen2MultiHeadAttention(48, 6, 2, ...)(x, mask="causal"), x (3, {L}, 48) and not contiguous',
-            fact="layer-reads-only",
-        )
+        check_layer(layer, x, x64, w, 6, mask="causal", mask64=causal64(L, L), fact="layer-reads-only")
         check.unchanged(x64, x, what="x after Qwen2MultiHeadAttention")

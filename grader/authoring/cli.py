@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +157,10 @@ def _verify(
     """Prove the days one after another: a line for each as it goes, then the failures and the table."""
     proofs = []
     for day in days:
-        proof = verify_.verify_day(clone, course, day, jobs=jobs, progress=_counter(day))
+        count = _Count(day.name, live=sys.stdout.isatty())
+        proof = verify_.verify_day(clone, course, day, jobs=jobs, progress=count)
         proofs.append(proof)
-        total = len(proof.results)
-        if sys.stdout.isatty():
-            click.echo("\r", nl=False)
-        click.echo(f"{day.name}  {proof.passed} of {total} claims hold  {proof.seconds:.1f} s")
+        count.end(f"{proof.passed} of {len(proof.results)} claims hold  {proof.seconds:.1f} s")
         if verbose:
             for claim, finding in proof.results:
                 click.echo(f"  {claim.name}: {finding.told}")
@@ -174,11 +172,19 @@ def _verify(
     return proofs
 
 
-def _counter(day: Day) -> Callable[[int, int], None]:
-    """Keeps a count on the terminal's line; says nothing where the output is kept."""
-    if not sys.stdout.isatty():
-        return lambda done, total: None
-    return lambda done, total: click.echo(f"\r{day.name}  {done}/{total}", nl=False)
+class _Count:
+    """A count that runs on the terminal's line; where the output is kept there is only its last word."""
+
+    def __init__(self, name: str, *, live: bool) -> None:
+        self.name = name
+        self.live = live
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.live:
+            click.echo(f"\r{self.name}  {done}/{total}", nl=False)
+
+    def end(self, text: str) -> None:
+        click.echo(f"{chr(13) if self.live else ''}{self.name}  {text}")
 
 
 def _verify_step(clone: Clone, course: Course, jobs: int) -> ci_.Result:

@@ -59,10 +59,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """Grading the reference with `changed` modules in place of its own must be found right by `judge`."""
+    """Grading the reference with `changed` modules in place of its own finds what `judge` asks for."""
 
     kind: Kind
-    name: str  # "misconception 'no-scale'": begins the sentences about it
+    name: str  # "task 3, misconception 'no-scale'": begins the sentence about it
     changed: dict[str, str]  # module -> source
     judge: Callable[[DayReport], Finding]
     only_task: int | None = None
@@ -151,28 +151,32 @@ def _settle(clone: Clone, course: Course, day: Day, claim: Claim, folder: Path) 
 
 
 def claims(clone: Clone, course: Course, day: Day) -> Iterator[Claim]:
-    """What must hold of a day, in the order a reader would ask."""
-    sources = {m: (clone.reference / m).read_text(encoding="utf-8") for m in day.modules}
-    finished = {m for d in (*course.before(day), day) for m in d.modules}
-    unfinished = [m for d in course.days for m in d.modules if m not in finished]
-    later = {m: stubs.stub(clone, course, m).decode() for m in unfinished}
+    """What must hold of a day, in the order a reader would ask. Raises SpecError without its modules."""
     own = {m: stubs.stub(clone, course, m).decode() for m in day.modules}
+    sources = {m: (clone.reference / m).read_text(encoding="utf-8") for m in day.modules}
+    later, unmade = _later_stubs(clone, course, day)
 
-    yield Claim(Kind.REFERENCE, "the reference", {}, lambda report: judge_reference(day, report))
-    yield Claim(Kind.STUB, "the stub", {**own, **later}, lambda report: judge_stub(day, report))
-    if later:
-        yield Claim(
-            Kind.IN_ORDER,
-            "the reference with later days unfinished",
-            later,
-            lambda report: judge_reference(day, report),
-        )
+    yield Claim(Kind.REFERENCE, "the reference", {}, judge_reference)
+    yield Claim(Kind.STUB, "the stub", {**own, **later}, judge_stub)
+    if later or unmade:
+        name = "the reference with later days unfinished"
+        yield Claim(Kind.IN_ORDER, name, later, judge_reference, unmade=unmade)
     for task in day.tasks:
         yield from _misconceptions(task, sources)
         yield from _cheats(task, sources)
     for symbol in dict.fromkeys(s for task in day.tasks for s in task.symbols if s.module.endswith(".py")):
         changed = {symbol.module: mutants.raising(sources[symbol.module], symbol)}
         yield Claim(Kind.TAKEN_AWAY, f"{symbol.name} replaced by one that raises", changed, judge_taken_away)
+
+
+def _later_stubs(clone: Clone, course: Course, day: Day) -> tuple[dict[str, str], str]:
+    """The stubs of modules that only later days have, and why there are none if they cannot be made."""
+    finished = {m for d in (*course.before(day), day) for m in d.modules}
+    modules = [m for d in course.days for m in d.modules if m not in finished]
+    try:
+        return {m: stubs.stub(clone, course, m).decode() for m in modules}, ""
+    except SpecError as error:
+        return {}, error.message
 
 
 def _misconceptions(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
@@ -182,6 +186,8 @@ def _misconceptions(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
             changed[mistake.module] = mutants.misconceived(sources[mistake.module], mistake)
         except SpecError as error:
             unmade = error.message
+        except KeyError:
+            unmade = f"{mistake.module} is not among the day's modules"
         name = f"task {task.id}, misconception '{mistake.id}'"
         yield Claim(Kind.MISCONCEPTION, name, changed, judge_misconception, only_task=task.id, unmade=unmade)
 
@@ -204,13 +210,13 @@ def _cheat_judge(symbol: Symbol, cheat: mutants.Cheat) -> Callable[[DayReport], 
 # ---- what a grading must find ----
 
 
-def judge_stub(day: Day, report: DayReport) -> Finding:
+def judge_stub(report: DayReport) -> Finding:
     """Every check of every task stops at an unwritten part of this very day."""
     for check in _checks(report):
         said = check.failure.summary if check.failure else ""
         own = check.outcome is Outcome.NOT_STARTED
         if check.outcome is Outcome.BLOCKED:
-            own = re.search(rf"\bday {re.escape(day.id)}, task \d+", said) is not None
+            own = re.search(rf"\bday {re.escape(report.day)}, task \d+", said) is not None
         if not own:
             because = f" ({said})" if said else ""
             return Finding(
@@ -221,12 +227,12 @@ def judge_stub(day: Day, report: DayReport) -> Finding:
     return Finding()
 
 
-def judge_reference(day: Day, report: DayReport) -> Finding:
+def judge_reference(report: DayReport) -> Finding:
     """Every promised check passes, well inside its tolerance."""
     for task in report.tasks:
         if len(task.checks) != task.expected:
             return Finding(
-                f"task {task.id} has {len(task.checks)} checks and checkpoint.toml says {task.expected}: "
+                f"task {task.id} promises checks = {task.expected}, and its tests hold {len(task.checks)}: "
                 f"set checks = {len(task.checks)}."
             )
     for check in _checks(report):

@@ -8,6 +8,7 @@ import click
 
 from ..clone import find_clone
 from ..errors import CourseError
+from . import kills as kill_sweep
 from . import latency as latency_bench
 
 
@@ -28,6 +29,26 @@ def latency(day: str, runs: int) -> None:
         sys.exit(error.exit_code)
     click.echo(latency_bench.summary(result))
     sys.exit(0 if result.within_bar else 1)
+
+
+@main.command()
+@click.argument("day", default="day1.1")
+@click.option("--runs", type=click.IntRange(min=1), default=200, help="Gradings to kill (default: 200).")
+@click.option("--seed", type=int, default=1, help="For the moments of the kills.")
+def kills(day: str, runs: int, seed: int) -> None:
+    """Kill graders at random moments: no printed verdict may be missing, no file half-written."""
+    try:
+        result = kill_sweep.sweep(find_clone(), day, runs, seed, say=click.echo)
+    except CourseError as error:
+        click.echo(error.message, err=True)
+        sys.exit(error.exit_code)
+    click.echo(
+        f"{result.runs} runs, {result.killed} killed, {result.verdicts} verdicts printed, {result.logged} attempts "
+        f"in the log, {result.torn} torn lines, {len(result.faults)} faults"
+    )
+    for fault in result.faults:
+        click.echo(fault)
+    sys.exit(1 if result.faults else 0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from .. import catalog
 from ..catalog import Day
 from ..clone import Clone
 from ..errors import EnvironmentFault
+from .workshop import GRADE, environment, finished_copy
 
 RATIO_BAR = 1.5
 SECONDS_BAR = 2.0
@@ -45,10 +45,10 @@ def measure(clone: Clone, day: str, runs: int, say: Callable[[str], None]) -> La
     One unmeasured turn of each comes first: the very first run of anything compiles bytecode.
     """
     with tempfile.TemporaryDirectory(prefix="tinyllm-bench-") as folder:
-        copy = _finished_copy(clone, Path(folder) / "clone")
+        copy = finished_copy(clone, Path(folder) / "clone")
         chosen = catalog.load(copy).day(day)
-        env = {**os.environ, "TINYLLM_ROOT": str(copy.root), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        grade = [sys.executable, "-P", "-c", "from tinyllm.grader.cli import main; main()", chosen.name]
+        env = environment(copy)
+        grade = [*GRADE, chosen.name]
         bare = [
             *(sys.executable, "-P", "-m", "pytest", "-q", "-p", "tinyllm.grader.plugin"),
             *("-c", os.devnull, f"--rootdir={copy.root}", "--import-mode=importlib"),
@@ -103,12 +103,3 @@ def _time_grade(command: list[str], day: Day, copy: Clone, env: dict[str, str]) 
         raise EnvironmentFault(f"the finished copy of {day.name} did not pass:\n{seen[-2000:]}")
     return to_verdict, time.perf_counter() - began
 
-
-def _finished_copy(clone: Clone, root: Path) -> Clone:
-    """A clone whose exercises are done, in a git repository of its own."""
-    skip = shutil.ignore_patterns("__pycache__", "models", "attempts.jsonl", ".lock", "saved")
-    for part in ("checkpoints", "reference", "progress"):
-        shutil.copytree(clone.root / part, root / part, ignore=skip)
-    shutil.copytree(clone.reference, root / "exercises", ignore=skip)
-    subprocess.run(["git", "init", "-q", str(root)], check=True, capture_output=True)
-    return Clone(root)

@@ -86,7 +86,9 @@ def attempt(minutes, outcomes, day="1.1", files=A, **changes):
         "borrowed": (),
         "only_task": None,
         "verdict": verdict,
-        "tasks": {n: attempts.TaskTally(o, {"passed": 3, "failed": 1}.get(o, 0), 3) for n, o in outcomes.items()},
+        "tasks": {
+            n: attempts.TaskTally(o, {"passed": 3, "failed": 1}.get(o, 0), 3) for n, o in outcomes.items()
+        },
         "seconds": 1.0,
         "files": files,
         "regression": False,

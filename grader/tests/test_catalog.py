@@ -1,0 +1,121 @@
+"""checkpoint.toml and course.toml: what is read, and every error with its file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tinyllm.grader import catalog
+from tinyllm.grader.clone import Clone, find_clone, installed_root
+from tinyllm.grader.errors import EnvironmentFault, SpecError, UsageError
+from tinyllm.grader.tests import toy
+from tinyllm.grader.tests.toy import Toy
+
+SPEC = "checkpoints/day1_1/checkpoint.toml"
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Toy:
+    return toy.make(tmp_path)
+
+
+def test_a_course_is_read(course: Toy) -> None:
+    read = course.course
+    assert [d.name for d in read.days] == ["day1.1", "day1.2"]
+    day = read.day("Day1.1")
+    assert (day.week, day.checks, day.modules) == (1, 5, ("week1/sums.py",))
+    assert str(day.task(1).symbols[0]) == "week1/sums.py::double"
+    assert day.task(1).misconceptions[0].module == "week1/sums.py"
+    assert [r.api for r in day.rules] == ["mlx.core.fast.*", "numpy.*"]
+    assert [d.id for d in read.before(read.day("1.2"))] == ["1.1"]
+    assert read.limits.check_seconds == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"), [("1.2", ["1.2"]), ("day1.2", ["1.2"]), ("week1", ["1.1", "1.2"]), ("ALL", ["1.1", "1.2"])]
+)
+def test_days_are_selected(course: Toy, text: str, ids: list[str]) -> None:
+    assert [d.id for d in course.course.select(text)] == ids
+
+
+@pytest.mark.parametrize("text", ["1.9", "week7", "tomorrow", ""])
+def test_what_is_not_there_is_a_usage_error(course: Toy, text: str) -> None:
+    with pytest.raises(UsageError, match=r"day1\.1 day1\.2|week1"):
+        course.course.select(text)
+    with pytest.raises(UsageError, match="its tasks are 1, 2"):
+        course.course.day("1.1").task(3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('id = "1.1"', 'id = "one"', "id: 'one' is not of the form week.day"),
+        ('id = "1.1"', 'id = "1.3"', "id: '1.3' does not belong in a folder called day1_1"),
+        ('title = "Sums"\n', "", "title: is missing"),
+        ('title = "Sums"', "title = 3", "title: must be a string, not 3"),
+        ("checks = 3", 'checks = "3"', r"tasks\[0\].checks: must be a whole number, not '3'"),
+        ("checks = 3", "checks = true", r"tasks\[0\].checks: must be a whole number, not True"),
+        ("id = 2", "id = 4", "tasks: ids must be 1, 2, 3"),
+        ('symbols = ["row_sums"]', "symbols = [7]", r"tasks\[1\].symbols: must be a list of strings"),
+        ('symbols = ["row_sums"]', 'symbols = ["a.py::b"]', r"tasks\[1\].symbols: 'a.py::b': a.py is not among"),
+        ('id = "squares"', 'id = "squares"\ncolour = "red"', "colour: is not a key this file can have"),
+        ("[[facts]]", "[facts]", "facts: must be an array of tables"),
+        ('modules = ["week1/sums.py"]', 'modules = ["a.py", "b.py"]', "must name its module: the day has several"),
+        ("[[tasks]]\nid = 1", "[[tasks]]\nid 1", "line"),
+    ],
+)
+def test_a_wrong_spec_names_file_and_key(course: Toy, old: str, new: str, message: str) -> None:
+    assert old in toy.DAY_1
+    course.write(SPEC, toy.DAY_1.replace(old, new, 1))
+    with pytest.raises(SpecError, match=message) as caught:
+        catalog.load(course.clone)
+    assert caught.value.message.startswith(SPEC)
+
+
+def test_two_misconceptions_of_one_name(course: Toy) -> None:
+    extra = '[[tasks.misconceptions]]\nid = "squares"\nfind = "a"\nreplace = "b"\nsays = "c"\n'
+    course.write(SPEC, toy.DAY_1.replace("[[tasks]]\nid = 2", f"{extra}[[tasks]]\nid = 2"))
+    with pytest.raises(SpecError, match="two misconceptions are called 'squares'"):
+        catalog.load(course.clone)
+
+
+def test_days_may_build_on_earlier_days_only(course: Toy) -> None:
+    course.write(SPEC, toy.DAY_1.replace("[[facts]]", 'builds_on = ["1.2"]\n[[facts]]', 1))
+    with pytest.raises(SpecError, match=r"builds_on: '1\.2' is no earlier day"):
+        catalog.load(course.clone)
+
+
+def test_a_day_of_an_unknown_week(course: Toy) -> None:
+    course.write("checkpoints/day9_1/checkpoint.toml", toy.DAY_1.replace('"1.1"', '"9.1"', 1))
+    with pytest.raises(SpecError, match=r"week 9 is not in course\.toml"):
+        catalog.load(course.clone)
+
+
+def test_a_course_file_that_is_missing_or_no_text(course: Toy) -> None:
+    (course.root / SPEC).write_bytes(b"\xff")
+    with pytest.raises(SpecError, match=SPEC):
+        catalog.load(course.clone)
+    (course.root / "checkpoints/course.toml").unlink()
+    with pytest.raises(SpecError, match=r"course\.toml is missing"):
+        catalog.load(course.clone)
+
+
+def test_the_clone_is_found(course: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYLLM_ROOT", str(course.root))
+    assert find_clone().root == course.root
+    monkeypatch.setenv("TINYLLM_ROOT", str(course.root / "exercises"))
+    with pytest.raises(UsageError, match=r"no checkpoints/course\.toml"):
+        find_clone()
+    monkeypatch.delenv("TINYLLM_ROOT")
+    own = installed_root()
+    assert find_clone(own / "grader").root == own
+    assert find_clone(tmp_path.parent).root == own
+    with pytest.raises(EnvironmentFault, match="installed from"):
+        find_clone(course.root / "exercises")
+
+
+def test_paths_are_shown_as_the_learner_types_them(tmp_path: Path) -> None:
+    clone = Clone(tmp_path)
+    assert clone.relative(tmp_path / "exercises" / "a.py") == "exercises/a.py"
+    assert clone.relative("/elsewhere/a.py") == "/elsewhere/a.py"
