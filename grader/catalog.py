@@ -173,11 +173,15 @@ def load(clone: Clone) -> Course:
     days = sorted((_day(f, rules, clone) for f in folders), key=lambda d: _order(d.id))
     for day in days:
         if day.week not in weeks:
-            raise SpecError(f"{clone.relative(day.folder)}/checkpoint.toml: id: week {day.week} is not in course.toml")
+            raise SpecError(
+                f"{clone.relative(day.folder)}/checkpoint.toml: id: week {day.week} is not in course.toml"
+            )
         known = {d.id for d in days}
         for other in day.builds_on:
             if other not in known or _order(other) >= _order(day.id):
-                raise SpecError(f"{clone.relative(day.folder)}/checkpoint.toml: builds_on: '{other}' is no earlier day")
+                raise SpecError(
+                    f"{clone.relative(day.folder)}/checkpoint.toml: builds_on: '{other}' is no earlier day"
+                )
     return Course(title=title, weeks=weeks, days=tuple(days), limits=limits)
 
 
@@ -263,7 +267,9 @@ def _question(r: _Reader) -> Question:
 
 
 def _fact(r: _Reader) -> Fact:
-    value = Fact(id=r.text("id"), text=" ".join(r.text("text").split()), symbols=r.strings("symbols", default=()))
+    value = Fact(
+        id=r.text("id"), text=" ".join(r.text("text").split()), symbols=r.strings("symbols", default=())
+    )
     r.done()
     return value
 

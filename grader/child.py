@@ -25,7 +25,7 @@ from typing import Any
 def main(job: Mapping[str, Any]) -> None:
     """Run one job. Ends the process itself: a learner's thread that never ends must not keep it alive."""
     die_with_parent(job["lifeline"])
-    stacks = open(job["stack_file"], "w")  # noqa: SIM115 - faulthandler writes to it until the process dies
+    stacks = Path(job["stack_file"]).open("w")  # noqa: SIM115 - faulthandler writes to it to the end
     faulthandler.enable(file=stacks)  # a segfault or SIGABRT leaves the Python stack here
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     # NVIDIA's matmul rounds float32 to 10 bits by default; the tolerances are those of float32.
@@ -45,9 +45,7 @@ def main(job: Mapping[str, Any]) -> None:
     tree = Tree(job["solution"], clone.tree(job["solution"]), overlays)
     emit = Emitter(job["events"], job["token"])
     only_ids = frozenset(job["only_ids"]) if job["only_ids"] is not None else None
-    grading = Grading(
-        clone, course, day, tree, emit=emit, only_ids=only_ids, only_task=job["only_task"]
-    )
+    grading = Grading(clone, course, day, tree, emit=emit, only_ids=only_ids, only_task=job["only_task"])
 
     def report_where(signum: int, frame: FrameType | None) -> None:
         """The parent's time limit: say where the learner's code stands, then end."""
@@ -59,8 +57,8 @@ def main(job: Mapping[str, Any]) -> None:
     arguments = [
         "-c", os.devnull, f"--rootdir={clone.root}", "--import-mode=importlib", "--noconftest",
         "-p", "no:cacheprovider", "-p", "no:junitxml", "-p", "no:doctest", "-p", "no:unittest",
-        "-p", "no:faulthandler", "-p", "no:terminal", "-p", "no:threadexception", "-p", "no:unraisableexception",
-        "-p", "no:warnings", "-s", *map(str, day.tests),
+        "-p", "no:faulthandler", "-p", "no:terminal", "-p", "no:threadexception",
+        "-p", "no:unraisableexception", "-p", "no:warnings", "-s", *map(str, day.tests),
     ]  # fmt: skip
     quiet = _Quiet()
     code = pytest.main(arguments, plugins=[quiet, grading])

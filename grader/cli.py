@@ -1,4 +1,7 @@
-"""The command line of `tinyllm-grade`: parses, calls one plain function, prints. Everything heavy is imported late."""
+"""The command line of `tinyllm-grade`: parses, calls one plain function, prints.
+
+Whatever takes time to import is imported by the command that needs it.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,9 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Which tree to grade (default: exercises).",
 )
 @click.option("--borrow", multiple=True, metavar="DAY", help="Take this day's modules from the reference.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead (schema: grader/report.schema.json).")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON instead (schema: grader/report.schema.json)."
+)
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit XML.")
 @click.option("--timeout", type=click.FloatRange(min=0.1), metavar="S", help="Seconds one check may take.")
 @click.option("--no-progress", is_flag=True, help="Write no log, tracker or snapshot.")
@@ -137,7 +142,9 @@ def grade(
         borrowed = tuple(d for text in borrow for d in context.course.select(text))
         for other in borrowed:
             if other in days and solution == "exercises":
-                raise UsageError(f"{other.name} is the day being graded: borrowing it would grade the reference.")
+                raise UsageError(
+                    f"{other.name} is the day being graded: borrowing it would grade the reference."
+                )
         if junit is not None and not junit.parent.is_dir():
             raise UsageError(f"--junit {junit}: the folder {junit.parent} does not exist.")
         options = grading.Options(solution, borrowed, task, timeout, not no_progress)
@@ -147,7 +154,9 @@ def grade(
     except CourseError as error:
         if not as_json:
             raise
-        click.echo(json.dumps({"schema": 1, "exit_code": error.exit_code, "days": [], "error": error.message}))
+        click.echo(
+            json.dumps({"schema": 1, "exit_code": error.exit_code, "days": [], "error": error.message})
+        )
         sys.exit(error.exit_code)
     if junit is not None or as_json:
         from . import export
@@ -189,7 +198,9 @@ class TerminalListener:
             case runner.Launched():
                 # Only now: the terminal library loads while the grading child boots.
                 graded = [f"{self.options.solution}/{m}" for m in self._day.modules]
-                self.screen.begin(self._day.name, self._day.title, graded, [d.id for d in self.options.borrow])
+                self.screen.begin(
+                    self._day.name, self._day.title, graded, [d.id for d in self.options.borrow]
+                )
             case runner.Started():
                 self._running = f"{event.index} of {event.total}  task {event.task}: {event.title}"
                 self.screen.show_running(self._running)
@@ -367,7 +378,9 @@ def history(count: int) -> None:
         when = snapshot.when.astimezone().strftime("%Y-%m-%d %H:%M")
         context.screen.line(f"{snapshot.number:>4}  {snapshot.short}  {when}  {snapshot.message}")
     if len(kept) > count:
-        context.screen.line(f"      and {len(kept) - count} older: tinyllm-grade history -n {len(kept)}", "dim")
+        context.screen.line(
+            f"      and {len(kept) - count} older: tinyllm-grade history -n {len(kept)}", "dim"
+        )
 
 
 @main.command()
@@ -436,7 +449,9 @@ def doctor() -> None:
     screen = context.screen
     findings = examination.examine(context.clone, context.course)
     for finding in findings:
-        mark = {State.OK: "ok", State.MISSING: "MISSING", State.LATER: "later", State.NOTE: "note"}[finding.state]
+        mark = {State.OK: "ok", State.MISSING: "MISSING", State.LATER: "later", State.NOTE: "note"}[
+            finding.state
+        ]
         style = {"ok": "green", "MISSING": "bold red"}.get(mark, "yellow")
         screen.labelled(mark, f"{finding.name}: {finding.detail}", style if mark != "ok" else None, indent=2)
         if finding.fix:
@@ -445,4 +460,3 @@ def doctor() -> None:
     for span, needs, present in examination.day_needs(context.course):
         screen.labelled("ready" if present else "not here", f"day {span}, which needs {needs}", indent=2)
     sys.exit(3 if any(f.state is State.MISSING for f in findings) else 0)
-

@@ -284,7 +284,7 @@ def _picture(diff: SymbolDiff, width: int, colour: bool) -> Iterator[Text]:
     from rich.text import Text
 
     title = f"task {diff.task}  {diff.symbol.module}  {diff.symbol.name}: {SAYS[diff.status]}"
-    yield Text(title, style="bold", no_wrap=True, overflow="ignore")
+    yield Text(title, style="bold")
     if diff.status in (Status.NOT_STARTED, Status.MISSING):
         # Without colour it may be going to a file: lines stay whole, so that code can be copied.
         yield from _alone(diff.reference, _paint(diff, diff.reference, colour), width if colour else None)

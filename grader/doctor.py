@@ -61,8 +61,6 @@ def day_needs(course: Course) -> list[tuple[str, str, bool]]:
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     inside = "in a virtual environment" if sys.prefix != sys.base_prefix else "not in a virtual environment"
-    if sys.version_info < (3, 11):
-        return Finding("Python", State.MISSING, f"{version}: too old", "install Python 3.11 or later")
     return Finding("Python", State.OK, f"{version}, {inside}")
 
 
@@ -84,7 +82,9 @@ def _mlx() -> Finding:
             [sys.executable, "-P", "-c", ASK_MLX], capture_output=True, text=True, timeout=60, check=False
         )
     except subprocess.TimeoutExpired:
-        return Finding("MLX", State.MISSING, "did not answer within 60 s", "python -m pip install --force-reinstall mlx")
+        return Finding(
+            "MLX", State.MISSING, "did not answer within 60 s", "python -m pip install --force-reinstall mlx"
+        )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"])[-1]
         extra = "" if sys.platform == "darwin" else "[cpu]"
@@ -113,7 +113,9 @@ def _mlx_builds() -> Finding:
 
 def _git(clone: Clone) -> Finding:
     if not shutil.which("git"):
-        return Finding("git", State.LATER, "not found: history, restore and diff --tool need it", "install git")
+        return Finding(
+            "git", State.LATER, "not found: history, restore and diff --tool need it", "install git"
+        )
     done = subprocess.run(
         ["git", "-C", str(clone.root), "rev-parse", "--is-inside-work-tree"],
         capture_output=True,
@@ -134,12 +136,19 @@ def _compiler() -> Finding:
     wanted = [os.environ.get("CXX", ""), "c++", "clang++", "g++"]
     compiler = next((c for c in wanted if c and shutil.which(c)), None)
     if compiler is None:
-        fix = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++ (or your system's name)"
+        fix = (
+            "xcode-select --install"
+            if sys.platform == "darwin"
+            else "sudo apt install g++ (or your system's name)"
+        )
         return Finding("C++ compiler", State.LATER, "none found; week 2's kernels will need one", fix)
     parts = [n for n in ("cmake", "ninja", "nanobind") if not _version(n)]
     if parts:
         return Finding(
-            "C++ compiler", State.LATER, f"{compiler}, but {', '.join(parts)} missing", "python -m pip install -e ."
+            "C++ compiler",
+            State.LATER,
+            f"{compiler}, but {', '.join(parts)} missing",
+            "python -m pip install -e .",
         )
     return Finding("C++ compiler", State.OK, f"{compiler}; cmake, ninja and nanobind {_version('nanobind')}")
 

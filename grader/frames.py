@@ -25,7 +25,7 @@ SHOWN_VALUES = 12
 
 
 class FrameRecorder:
-    """Notes returns from functions whose file `is_solution` accepts, outermost calls apart from inner ones."""
+    """Notes returns from functions of solution files, and how deep in solution code each was."""
 
     def __init__(self, is_solution: Callable[[str], bool], relative: Callable[[str], str]) -> None:
         self._is_solution = is_solution
@@ -55,11 +55,11 @@ class FrameRecorder:
             self._depth -= 1
 
     def after_return(self) -> tuple[Frame, ...]:
-        """The last call that a check made, then the calls inside it, as they stood on returning."""
+        """The last call that the check itself made into solution code, as it stood on returning."""
         outer = next((i for i in reversed(range(len(self._returns))) if self._returns[i][0] == 1), None)
         if outer is None:
             return ()
-        depth, code, line, names = self._returns[outer]
+        _, code, line, names = self._returns[outer]
         return (self._frame(code, line, names),)
 
     def of_traceback(self, tb: TracebackType | None) -> tuple[Frame, ...]:

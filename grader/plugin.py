@@ -159,14 +159,16 @@ class Grading:
             except BaseException as error:
                 self._import_failure = self._import_problem(module, error)
                 return
+        for trip in self.tripwires.tripped:  # also one that the module caught
+            refusal = self._refusal(trip.api, trip.rule, trip.path, trip.line, ())
+            self._import_failure = NotThere(refusal, Outcome.REFUSED)
+            return
         found = []
         for module in self.day.modules:
             path = self.tree.path_of(module)
             package = f"{self.tree.package}.{module.rpartition('/')[0].replace('/', '.')}".rstrip(".")
             source = path.read_text(encoding="utf-8")
-            found += [
-                (module, f) for f in forbid.scan(source, self._relative(path), self.day.rules, package)
-            ]
+            found += [(module, f) for f in forbid.scan(source, self._relative(path), self.day.rules, package)]
         self.findings = tuple(found)
 
     def module(self, name: str) -> ModuleType:
@@ -181,7 +183,9 @@ class Grading:
         detail = "".join(traceback.format_exception(error))
         outcome = Outcome.FAILED
         if isinstance(error, ForbiddenAPI):
-            return NotThere(self._refusal(error.api, error.rule, error.path, error.line, frames), Outcome.REFUSED)
+            return NotThere(
+                self._refusal(error.api, error.rule, error.path, error.line, frames), Outcome.REFUSED
+            )
         if isinstance(error, SyntaxError):
             where = f"line {error.lineno}" if error.lineno else "the file"
             shown = self._relative(error.filename or shown)
@@ -316,9 +320,7 @@ class Grading:
             case _:
                 summary = f"{type(error).__name__}: {_first_line(error)}"
         checked = "" if frames else f"called as: {library_tail(tb, self.day.folder)}"
-        return Outcome.FAILED, Failure(
-            summary=summary, checked=checked, frames=_ends(frames), detail=detail
-        )
+        return Outcome.FAILED, Failure(summary=summary, checked=checked, frames=_ends(frames), detail=detail)
 
     def _unfinished(
         self, item: pytest.Item, day_id: str, number: int, text: str, frames: tuple[Frame, ...], detail: str
@@ -333,9 +335,7 @@ class Grading:
             title = next((f" ({d.title})" for d in self.course.days if d.id == day_id), "")
             summary, needs = f"This needs day {day_id}{title}: {name} is not written yet.", day_id
         # The last frame is the stub itself; the line that called it says more.
-        return Outcome.BLOCKED, Failure(
-            summary=summary, needs_day=needs, frames=frames[:-1], detail=detail
-        )
+        return Outcome.BLOCKED, Failure(summary=summary, needs_day=needs, frames=frames[:-1], detail=detail)
 
     def _refusal(
         self, api: str, rule: catalog.Rule, path: str, line: int, frames: tuple[Frame, ...]
@@ -404,4 +404,3 @@ def _first_line(error: BaseException) -> str:
 def _ends(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
     """The outermost and the innermost of many frames: a recursion has thousands."""
     return frames if len(frames) <= 4 else (*frames[:2], *frames[-2:])
-

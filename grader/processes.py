@@ -78,7 +78,7 @@ def end_family(process: subprocess.Popen[bytes], token: str) -> None:
 
 
 def _reap(session: int) -> None:
-    """Take leave of adopted dead of the child's session; others, such as another grading's child, are not ours to wait for."""
+    """Take leave of the adopted dead of the child's session. Other children are not ours to wait for."""
     import psutil
 
     for dead in psutil.Process().children():
@@ -88,7 +88,7 @@ def _reap(session: int) -> None:
 
 
 def _family(token: str) -> list[psutil.Process]:
-    """Living processes that carry the token. Orphans are ours on Linux (adopt_orphans); elsewhere look at all."""
+    """Living processes that carry the token. On Linux orphans are ours (adopt_orphans); elsewhere ask all."""
     import psutil
 
     members = psutil.Process().children(recursive=True) if sys.platform == "linux" else psutil.process_iter()

@@ -1,6 +1,6 @@
 """Prints a grading: task lines as they come, failures in about twelve lines, the verdict at the end.
 
-Nothing here decides anything. Rich is imported when something is first printed, while the grading child boots.
+Nothing here decides anything. Rich is imported with the first line, while the grading child boots.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ class GradingScreen:
             wrong.sort(key=lambda c: c.outcome is not task.outcome)
             for result in wrong if self.screen.verbose else wrong[:1]:
                 failure = result.failure
-                if failure is None or (failure.summary in told and not failure.where and not self.screen.verbose):
+                if failure is None or (
+                    failure.summary in told and not failure.where and not self.screen.verbose
+                ):
                     continue
                 told.add(failure.summary)
                 self._failure(task, result, failure, len(wrong), next_steps.get(task.id, ""))

@@ -6,10 +6,10 @@ Everything that prints, logs or exports a result reads these; nothing here knows
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """What became of one check. Only PASSED counts towards a pass."""
 
     PASSED = "passed"
@@ -117,7 +117,7 @@ SEVERITY = (
 )
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     PASSED = "passed"
     NOT_PASSED = "not passed"
     PARTIAL = "partial"  # everything that could run here passed, but not everything could

@@ -112,11 +112,11 @@ def _copy(clone: Clone, files: Mapping[str, Entry]) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             _write(target, entry)
         partial.chmod(0o755)
-        for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-            folder = clone.progress / "saved" / f"{stamp}{suffix}"
-            if not folder.exists():
-                return partial.rename(folder)
-        raise FileExistsError(f"{stamp} is taken a thousand times")
+        folder, turn = clone.progress / "saved" / stamp, 1
+        while folder.exists():
+            turn += 1
+            folder = folder.with_name(f"{stamp}-{turn}")
+        return partial.rename(folder)
     except OSError as error:
         if partial:
             shutil.rmtree(partial, ignore_errors=True)

@@ -93,7 +93,9 @@ def grade(
     may take, in place of the day's own limits. Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
-    run = _Run(clone, course.limits, day, solution, replaced, only_task, timeout, on_event or (lambda e: None))
+    run = _Run(
+        clone, course.limits, day, solution, replaced, only_task, timeout, on_event or (lambda e: None)
+    )
     return run.report(tuple(d.id for d in borrow))
 
 
@@ -179,7 +181,9 @@ class _Run:
             if finished or self.problem or not left:
                 break
             if time.monotonic() > deadline:
-                self._fill(left, Outcome.NOT_REACHED, f"The day's {self.limits.day_seconds:.0f} s were used up.")
+                self._fill(
+                    left, Outcome.NOT_REACHED, f"The day's {self.limits.day_seconds:.0f} s were used up."
+                )
                 break
             only_ids = left
         pinned = {t.id: t.checks for t in self.day.tasks if self.only_task in (None, t.id)}
@@ -191,7 +195,9 @@ class _Run:
                     "the course's own files do not fit together."
                 )
 
-    def _fill(self, ids: Sequence[str], outcome: Outcome, summary: str, failure: Failure | None = None) -> None:
+    def _fill(
+        self, ids: Sequence[str], outcome: Outcome, summary: str, failure: Failure | None = None
+    ) -> None:
         for check_id in ids:
             self.record(check_id, outcome, 0.0, failure=failure or Failure(summary=summary))
 
@@ -426,7 +432,9 @@ class _Child:
             name = signal.Signals(-code).name
             summary = f"The process was killed by a {_SIGNALS.get(name, name)}."
         else:
-            summary = f"The process ended in the middle of the check (exit code {code}): os._exit, or a C library."
+            summary = (
+                f"The process ended in the middle of the check (exit code {code}): os._exit, or a C library."
+            )
         if self.stage == "starting":
             self.run.problem = "the grading process could not start:\n" + self.prints.text()
         else:
@@ -476,7 +484,10 @@ class _Child:
             text = self.stack_file.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ()
-        owned = {str(self.run.overlays.get(m, self.run.clone.tree(self.run.solution) / m)): m for m in self._modules()}
+        owned = {
+            str(self.run.overlays.get(m, self.run.clone.tree(self.run.solution) / m)): m
+            for m in self._modules()
+        }
         frames = []
         for path, line, function in re.findall(r'File "(.+?)", line (\d+) in (\S+)', text):
             if path in owned or Path(path).is_relative_to(self.run.clone.tree(self.run.solution)):

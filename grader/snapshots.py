@@ -60,7 +60,7 @@ FOREIGN = (
 # The chain is the program's, so nobody's identity needs to be configured.
 IDENTITY = {"NAME": "tinyllm-grade", "EMAIL": "tinyllm-grade@localhost"}
 
-PATIENCE = 10.0  # seconds to wait for other graders that append at the same time
+PATIENCE = 10.0  # seconds to wait for another grader's lock, which a killed one leaves behind
 
 
 class NoRepository(EnvironmentFault):
@@ -212,9 +212,9 @@ def _append(repo: Repo, tree: str, message: bytes) -> str:
             _git(repo, "update-ref", "--no-deref", REF, new, tip)
             return new
         except _GitFailed as error:
-            moved = _tip(repo)[0] != tip
-            locked = "File exists" in error.complaint
-            if time.monotonic() > deadline or not (moved or locked):
+            moved = _tip(repo)[0] != tip  # then another's turn came first, and ours comes
+            waiting = "File exists" in error.complaint and time.monotonic() < deadline
+            if not (moved or waiting):
                 raise
         time.sleep(random.uniform(0.002, 0.03))
 

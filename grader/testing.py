@@ -173,7 +173,9 @@ class Check:
                 **told,
             )
 
-    def raises(self, error: type[BaseException], call: Callable[[], Any], *, what: str, why: str = "") -> None:
+    def raises(
+        self, error: type[BaseException], call: Callable[[], Any], *, what: str, why: str = ""
+    ) -> None:
         """The learner's code must refuse: `call()` has to raise `error`."""
         self.ratios.append(0.0)
         try:

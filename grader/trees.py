@@ -17,7 +17,7 @@ from types import CodeType, ModuleType
 
 
 class _FreshLoader(importlib.machinery.SourceFileLoader):
-    """Compiles the source each time: a .pyc is dated in whole seconds, so a quick edit could run the old code."""
+    """Compiles each time: a .pyc is dated in whole seconds, so after a quick edit the old code could run."""
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
@@ -25,7 +25,7 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
 
 
 class Tree(importlib.abc.MetaPathFinder):
-    """The tree in `folder`, importable as `tinyllm.<name>`; `overlays` replaces single modules by other files.
+    """The tree in `folder`, importable as `tinyllm.<name>`; `overlays` puts other files in modules' places.
 
     `overlays` maps a path relative to the tree ("week1/rope.py") to the file that takes its place.
     """

@@ -63,11 +63,10 @@ def weights_of(dim, hidden_dim, dtype=F32, *, seed, gain=1.0):
 
 
 # ---- comparisons ----
-# Roundings are counted in units of u, half a unit in the last place. A GPU's 1 / sqrt is good to 2 such units in
-# the last place, its exp to 4.
+# Roundings are counted in halves of a unit in the last place. A GPU's 1 / sqrt is good to 2 units, exp to 4.
 
-# The square 1, the mean's division 1 (its sum comes in through `terms`), eps 1, 1 / sqrt 4, the product with x 1,
-# the cast 1, the weight 1.
+# The square 1, the mean's division 1 (its sum comes in through `terms`), eps 1, 1 / sqrt 4, the product with
+# x 1, the cast 1, the weight 1.
 RMS_NORM = 10
 # exp 8, the sum 1, the division 1, the product 1, the cast 1.
 SILU = 12
@@ -84,7 +83,7 @@ def check_rms_norm(solution, x, x64, eps, dtype=F32, *, fact, seed=1, note=""):
         solution.RMSNorm(dim, weight, eps)(x),
         want,
         dtype=dtype,
-        terms=dim,
+        terms=dim if dtype == F32 else 1,  # the sum is float32's in every dtype
         roundings=RMS_NORM,
         magnitude=np.abs(want),
         what=f"RMSNorm({dim}, weight, eps={eps})(x), x {tuple(x.shape)} {dtype_name(dtype)}{note}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -194,8 +193,8 @@ def _misconceptions(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
 
 def _cheats(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
     for symbol in task.symbols:
-        if not symbol.module.endswith(".py"):
-            continue
+        if not symbol.module.endswith(".py") or symbol.name.endswith(".__init__"):
+            continue  # a constructor gives no answer that could be a cheat
         for cheat in mutants.CHEATS:
             changed = {symbol.module: mutants.cheating(sources[symbol.module], symbol, cheat)}
             name = f"task {task.id}, cheat '{cheat.name}' for {symbol.name}"
@@ -215,8 +214,8 @@ def judge_stub(report: DayReport) -> Finding:
     for check in _checks(report):
         said = check.failure.summary if check.failure else ""
         own = check.outcome is Outcome.NOT_STARTED
-        if check.outcome is Outcome.BLOCKED:
-            own = re.search(rf"\bday {re.escape(report.day)}, task \d+", said) is not None
+        if check.outcome is Outcome.BLOCKED and check.failure is not None:
+            own = not check.failure.needs_day  # by another task of the same day
         if not own:
             because = f" ({said})" if said else ""
             return Finding(

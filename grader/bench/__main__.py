@@ -43,8 +43,8 @@ def kills(day: str, runs: int, seed: int) -> None:
         click.echo(error.message, err=True)
         sys.exit(error.exit_code)
     click.echo(
-        f"{result.runs} runs, {result.killed} killed, {result.verdicts} verdicts printed, {result.logged} attempts "
-        f"in the log, {result.torn} torn lines, {len(result.faults)} faults"
+        f"{result.runs} runs, {result.killed} killed, {result.verdicts} verdicts printed, "
+        f"{result.logged} attempts in the log, {result.torn} torn lines, {len(result.faults)} faults"
     )
     for fault in result.faults:
         click.echo(fault)

@@ -1,4 +1,4 @@
-"""Kills graders at random moments and looks at what is left: nothing printed may be lost, nothing half-written."""
+"""Kills graders at random moments: no printed verdict may be lost and no file half-written."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def sweep(clone: Clone, day: str, runs: int, seed: int, say: Callable[[str], Non
     with tempfile.TemporaryDirectory(prefix="tinyllm-kills-") as folder:
         copy = finished_copy(clone, Path(folder) / "clone")
         course = catalog.load(copy)
+        day = course.day(day).name
         usual = _usual_seconds(copy, day)
         notes = tracker.tracker_path(copy)
         notes.write_bytes(notes.read_bytes() + NOTES)
@@ -53,7 +54,9 @@ def sweep(clone: Clone, day: str, runs: int, seed: int, say: Callable[[str], Non
                 say(f"{run} of {runs}: {result.killed} killed, {result.verdicts} verdicts printed")
         events, unreadable = attempts.read(copy)
         result.logged, result.torn = len([e for e in events if e.kind == "attempt"]), len(unreadable)
-        done = subprocess.run([*GRADE, day], env=environment(copy), cwd=copy.root, capture_output=True, check=False)
+        done = subprocess.run(
+            [*GRADE, day], env=environment(copy), cwd=copy.root, capture_output=True, check=False
+        )
         if done.returncode != 0:
             result.faults.append(f"a grading after all kills failed: {done.stdout[-500:]!r}")
     return result

@@ -80,8 +80,8 @@ def summary(result: Latency) -> str:
     seconds = statistics.median(result.verdict)
     state = "within" if result.within_bar else "OVER"
     return (
-        f"median ratio {ratio:.2f} (from {min(result.ratios):.2f} to {max(result.ratios):.2f}; bar {RATIO_BAR}), "
-        f"median verdict after {seconds:.2f} s (bar {SECONDS_BAR}): {state} the bar"
+        f"median ratio {ratio:.2f} (from {min(result.ratios):.2f} to {max(result.ratios):.2f}; "
+        f"bar {RATIO_BAR}), median verdict after {seconds:.2f} s (bar {SECONDS_BAR}): {state} the bar"
     )
 
 
@@ -102,4 +102,3 @@ def _time_grade(command: list[str], day: Day, copy: Clone, env: dict[str, str]) 
     if to_verdict is None:
         raise EnvironmentFault(f"the finished copy of {day.name} did not pass:\n{seen[-2000:]}")
     return to_verdict, time.perf_counter() - began
-

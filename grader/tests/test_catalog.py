@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from tinyllm.grader import catalog
 from tinyllm.grader.clone import Clone, find_clone, installed_root
 from tinyllm.grader.errors import EnvironmentFault, SpecError, UsageError
@@ -33,7 +32,8 @@ def test_a_course_is_read(course: Toy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "ids"), [("1.2", ["1.2"]), ("day1.2", ["1.2"]), ("week1", ["1.1", "1.2"]), ("ALL", ["1.1", "1.2"])]
+    ("text", "ids"),
+    [("1.2", ["1.2"]), ("day1.2", ["1.2"]), ("week1", ["1.1", "1.2"]), ("ALL", ["1.1", "1.2"])],
 )
 def test_days_are_selected(course: Toy, text: str, ids: list[str]) -> None:
     assert [d.id for d in course.course.select(text)] == ids
@@ -58,10 +58,18 @@ def test_what_is_not_there_is_a_usage_error(course: Toy, text: str) -> None:
         ("checks = 3", "checks = true", r"tasks\[0\].checks: must be a whole number, not True"),
         ("id = 2", "id = 4", "tasks: ids must be 1, 2, 3"),
         ('symbols = ["row_sums"]', "symbols = [7]", r"tasks\[1\].symbols: must be a list of strings"),
-        ('symbols = ["row_sums"]', 'symbols = ["a.py::b"]', r"tasks\[1\].symbols: 'a.py::b': a.py is not among"),
+        (
+            'symbols = ["row_sums"]',
+            'symbols = ["a.py::b"]',
+            r"tasks\[1\].symbols: 'a.py::b': a.py is not among",
+        ),
         ('id = "squares"', 'id = "squares"\ncolour = "red"', "colour: is not a key this file can have"),
         ("[[facts]]", "[facts]", "facts: must be an array of tables"),
-        ('modules = ["week1/sums.py"]', 'modules = ["a.py", "b.py"]', "must name its module: the day has several"),
+        (
+            'modules = ["week1/sums.py"]',
+            'modules = ["a.py", "b.py"]',
+            "must name its module: the day has several",
+        ),
         ("[[tasks]]\nid = 1", "[[tasks]]\nid 1", "line"),
     ],
 )

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
 from tinyllm.grader import attempts
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import Toy
@@ -163,7 +162,9 @@ def test_no_progress_writes_nothing(course: Toy) -> None:
 
 
 def test_verbose_shows_every_failure_with_its_traceback(course: Toy) -> None:
-    course.sums(double="print('seen', x.shape)\n    return helper(x)", top="\ndef helper(x):\n    return x.bad\n")
+    course.sums(
+        double="print('seen', x.shape)\n    return helper(x)", top="\ndef helper(x):\n    return x.bad\n"
+    )
     brief = course.grade("1.1").stdout
     full = course.grade("1.1", "-v").stdout
     assert brief.count("AttributeError") == 1
@@ -175,7 +176,9 @@ def test_verbose_shows_every_failure_with_its_traceback(course: Toy) -> None:
 
 
 def test_a_forbidden_api_is_named_with_its_line_and_the_way_out(course: Toy) -> None:
-    course.sums(row_sums="f = getattr(mx.fast, 'rms_norm')\n    f(x, None, 1e-5)\n    return mx.sum(x, axis=1)")
+    course.sums(
+        row_sums="f = getattr(mx.fast, 'rms_norm')\n    f(x, None, 1e-5)\n    return mx.sum(x, axis=1)"
+    )
     done = course.grade("1.1")
     text = " ".join(done.stdout.split())
     assert "mlx.core.fast.rms_norm may not be used on day 1.1: it is finished." in text
@@ -282,7 +285,13 @@ def test_a_terminal_has_colours_unless_refused(course: Toy) -> None:
 def test_a_pipe_that_closes_early_is_no_traceback(course: Toy) -> None:
     command = f"{' '.join(map(repr, toy.PROGRAM))} read day1.1 | true"
     done = subprocess.run(
-        command, shell=True, cwd=course.root, env=course.environment(), capture_output=True, text=True, check=False
+        command,
+        shell=True,
+        cwd=course.root,
+        env=course.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Traceback" not in done.stderr
 
@@ -359,7 +368,10 @@ def test_history_restore_and_reset(course: Toy) -> None:
     assert kinds.count("restore") == 3
     assert kinds.count("reset") == 1
     status = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=no"], cwd=course.root, capture_output=True, text=True
+        ["git", "status", "--porcelain", "--untracked-files=no"],
+        cwd=course.root,
+        capture_output=True,
+        text=True,
     )
     assert status.stdout.strip() == "M exercises/week1/sums.py"
 
@@ -394,4 +406,7 @@ def test_a_log_line_that_cannot_be_read_is_said(course: Toy) -> None:
     assert "line 3 cannot be read" in course.grade("list").stdout
     course.sums()
     assert course.grade("1.1").returncode == 0
-    assert json.loads((course.clone.progress / "attempts.jsonl").read_text().splitlines()[3])["verdict"] == "passed"
+    assert (
+        json.loads((course.clone.progress / "attempts.jsonl").read_text().splitlines()[3])["verdict"]
+        == "passed"
+    )

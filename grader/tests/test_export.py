@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-
 import tinyllm.grader
 from tinyllm.grader.report import Outcome
 from tinyllm.grader.tests import toy

@@ -72,7 +72,7 @@ def test_a_write_that_fails_leaves_the_old_bytes_and_nothing_else(tmp_path):
     folder = tmp_path / "notes.md"
     folder.mkdir()
     (folder / "inside").write_bytes(b"kept")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="directory"):
         files.write_atomically(folder, b"a file cannot replace a folder")
     assert (folder / "inside").read_bytes() == b"kept"
     assert list(tmp_path.iterdir()) == [folder]
@@ -121,11 +121,9 @@ def test_a_lock_that_stays_held_is_an_environment_fault(tmp_path):
     lock = tmp_path / ".lock"
     process = hold(lock, 60)
     try:
-        with pytest.raises(
-            EnvironmentFault, match=r"Another tinyllm-grade has held .*\.lock for 0\.1 s"
-        ) as e:
-            with files.locked(lock, timeout=0.1):
-                pytest.fail("two holders")
+        said = r"Another tinyllm-grade has held .*\.lock for 0\.1 s"
+        with pytest.raises(EnvironmentFault, match=said) as e, files.locked(lock, timeout=0.1):
+            pytest.fail("two holders")
         assert e.value.next_step
     finally:
         end(process)
@@ -141,9 +139,9 @@ def test_the_lock_is_given_back_when_the_body_raises(tmp_path):
 
 
 def test_a_lock_file_that_cannot_be_opened_is_an_environment_fault(tmp_path):
-    with pytest.raises(EnvironmentFault, match="cannot be opened: No such file"):
-        with files.locked(tmp_path / "absent" / ".lock"):
-            pytest.fail("no lock file")
+    said = "cannot be opened: No such file"
+    with pytest.raises(EnvironmentFault, match=said), files.locked(tmp_path / "absent" / ".lock"):
+        pytest.fail("no lock file")
 
 
 def test_the_modules_import_nothing_heavy():

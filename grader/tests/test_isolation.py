@@ -1,4 +1,4 @@
-"""Whatever learner code does, grading ends in time, says what happened, keeps the rest and leaves nothing running."""
+"""Whatever learner code does, grading ends in time, says what happened and leaves nothing running."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from tinyllm.grader import runner
 from tinyllm.grader.report import CheckResult, DayReport, Outcome, Verdict
 from tinyllm.grader.tests import toy

@@ -524,7 +524,7 @@ def test_round_trip(first, second, line_endings):
     with tempfile.TemporaryDirectory() as folder:
         clone = Clone(Path(folder) / "a clone")
         clone.root.mkdir()
-        subprocess.run(["git", "init", "-q"], cwd=clone.root, check=True)
+        subprocess.run(["git", "init", "-q", "--template="], cwd=clone.root, check=True)
         subprocess.run(["git", "config", "core.autocrlf", line_endings], cwd=clone.root, check=True)
         build(clone, first)
         snapshot, before = take(clone), tree(clone)

@@ -17,7 +17,7 @@ _ids = count()
 
 
 def toy_course(root, days=(("1.1", 2), ("1.2", 2), ("2.1", 1)), modules=None, builds_on=None):
-    """A course with (id, number of tasks) days; day 1.2 has the module week1/day1_2.py unless told otherwise."""
+    """A course with (id, number of tasks) days; day 1.2 has week1/day1_2.py unless told otherwise."""
     (root / "checkpoints").mkdir()
     (root / "checkpoints" / "course.toml").write_text('title = "Toy"\n[weeks]\n1 = "First"\n2 = "Second"\n')
     for day, tasks in days:

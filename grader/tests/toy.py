@@ -83,7 +83,8 @@ from tinyllm.grader.testing import check, every_dtype, sample, task
 def test_double(solution, dtype):
     """every element is doubled"""
     x, x64 = sample((3, 5), dtype, seed=1)
-    check.close(solution.double(x), 2 * x64, dtype=dtype, terms=2, what="double(x), x (3, 5)", fact="double-dtype")
+    what = "double(x), x (3, 5)"
+    check.close(solution.double(x), 2 * x64, dtype=dtype, terms=2, what=what, fact="double-dtype")
 
 @task(2)
 def test_row_sums(solution):

@@ -1,0 +1,67 @@
+"""The measurements, each in its shortest form on the toy course."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyllm.grader.bench import latency
+from tinyllm.grader.tests import toy
+from tinyllm.grader.tests.toy import Toy
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Toy:
+    course = toy.make(tmp_path)
+    course.write("progress/tiny-llm-tracker.md", "My notes.\n")
+    return course
+
+
+def bench(course: Toy, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "tinyllm.grader.bench", *arguments],
+        cwd=course.root,
+        env=course.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_latency_prints_the_ratio_of_each_run(course: Toy) -> None:
+    done = bench(course, "latency", "day1.1", "--runs", "2")
+    assert done.returncode in (0, 1), (
+        done.stderr
+    )  # the machine may be busy: the verdict is not the point here
+    assert done.stdout.count("ratio") == 3
+    assert "bar 1.5" in done.stdout
+
+
+def test_latency_needs_a_reference_that_passes(course: Toy) -> None:
+    course.write("reference/week1/sums.py", toy.SUMS_STUB)
+    done = bench(course, "latency", "day1.1", "--runs", "1")
+    assert done.returncode == 3
+    assert "did not pass" in done.stderr
+
+
+def test_the_bar_is_on_ratio_and_seconds() -> None:
+    assert latency.Latency([1.0, 1.1], [2.0, 2.0], [1.0, 1.0]).within_bar
+    assert not latency.Latency([1.6], [2.0], [1.0]).within_bar
+    assert not latency.Latency([2.1], [3.0], [2.0]).within_bar
+
+
+def test_kills_lose_nothing(course: Toy) -> None:
+    done = bench(course, "kills", "day1.1", "--runs", "12")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 runs" in done.stdout
+    assert "0 faults" in done.stdout
+
+
+def test_an_unknown_day_is_told(course: Toy) -> None:
+    for command in ("latency", "kills"):
+        done = bench(course, command, "day8.8")
+        assert done.returncode == 2
+        assert "no day called" in done.stderr
