@@ -28,8 +28,6 @@ def main(job: Mapping[str, Any]) -> None:
     stacks = Path(job["stack_file"]).open("w")  # noqa: SIM115 - faulthandler writes to it to the end
     faulthandler.enable(file=stacks)  # a segfault or SIGABRT leaves the Python stack here
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    # NVIDIA's matmul rounds float32 to 10 bits by default; the tolerances are those of float32.
-    os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
     import pytest
 

@@ -7,6 +7,7 @@ Runs in the grading child (see child.py). To run a day's tests under plain pytes
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
 from collections.abc import Callable, Generator, Mapping
@@ -124,6 +125,8 @@ class Grading:
 
     def prepare(self) -> None:
         """Make the tree importable and arm the tripwires. No learner code has run yet."""
+        # On GPUs with TF32 a float32 matmul keeps 10 bits by default; the tolerances are those of float32.
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")
         self.tree.install()
         self.tripwires.arm()
 

@@ -46,15 +46,12 @@ SETTINGS = (
     ("core.protectHFS", "false"),
     ("i18n.commitEncoding", "UTF-8"),
 )
-# Set when a git hook runs us; they would name another index or repository.
+# Set when a git hook runs us; they would name another repository, or forbid to write in this one.
 FOREIGN = (
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_COMMON_DIR",
-    "GIT_INDEX_FILE",
     "GIT_OBJECT_DIRECTORY",
-    "GIT_NAMESPACE",
-    "GIT_PREFIX",
     "GIT_QUARANTINE_PATH",
 )
 # The chain is the program's, so nobody's identity needs to be configured.
@@ -254,7 +251,7 @@ def history(clone: Clone) -> list[Snapshot]:
         if not _tip(repo)[0]:
             return []
         layout = "--format=%H%n%ct%n%B"
-        log = _git(repo, "log", "-z", "--first-parent", "--no-show-signature", "--no-color", layout, REF)
+        log = _git(repo, "log", "-z", "--first-parent", layout, REF)
     records = [r.split("\n", 2) for r in log.decode("utf-8", "replace").split("\0") if r]
     width = _distinct([r[0] for r in records])
     return [
@@ -305,7 +302,7 @@ def files_of(clone: Clone, id: str) -> dict[str, tuple[int, bytes]]:
             commit = _git(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{id}^{{commit}}")
         except _GitFailed:
             raise UsageError(f"There is no snapshot '{id}'.", next_step="tinyllm-grade history") from None
-        listing = _git(repo, "ls-tree", "-r", "-z", "--full-tree", commit.decode().strip())
+        listing = _git(repo, "ls-tree", "-r", "-z", commit.decode().strip())
         entries = [e.split(b"\t", 1) for e in listing.split(b"\0") if e]
         entries = [(about.split(), path) for about, path in entries if path.startswith(PREFIX)]
         asked = b"".join(about[2] + b"\n" for about, _ in entries)

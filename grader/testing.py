@@ -189,11 +189,12 @@ class Check:
             got=f"returned {_short(result)}",
         )
 
-    def unchanged(self, before: np.ndarray, array: mx.array, *, what: str) -> None:
+    def unchanged(self, before: np.ndarray, array: mx.array, *, what: str, fact: str = "") -> None:
         """The learner's code must leave its caller's array as it was."""
         self.ratios.append(0.0)
         if not np.array_equal(before, as_float64(array)):
-            self._fail("The caller's array was changed; a function here only reads its inputs.", checked=what)
+            summary = "The caller's array was changed; a function here only reads its inputs."
+            self._fail(summary, checked=what, fact=fact)
 
     def _array(
         self, got: Any, shape: tuple[int, ...], dtype: mx.Dtype, told: dict[str, str], why: str

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .catalog import Course
     from .clone import Clone
 
-PATIENCE = 2.0  # seconds to wait for a moment in which nobody else writes the tracker
 END = b"<!-- tinyllm:end -->"
 NOTE_HEADINGS = (b"## Knowledge gaps", b"## Blockers and solutions", b"## Insights")
 
@@ -62,12 +61,13 @@ def tracker_path(clone: Clone) -> Path:
     return clone.progress / "tiny-llm-tracker.md"
 
 
-def update(clone: Clone, course: Course) -> Update:
+def update(clone: Clone, course: Course, *, patience: float = 2.0) -> Update:
     """Bring the tracker up to date with the log and the files in exercises/.
 
     Takes the lock of progress/, so the log it shows is complete. What an editor saves meanwhile is kept:
-    the file is looked at again at the last moment, and the work done over when it has changed. Raises
-    EnvironmentFault when log or tracker cannot be read or written.
+    the file is looked at again at the last moment, and the work done over when it has changed, for
+    `patience` seconds. Raises EnvironmentFault when that was not enough, or when log or tracker cannot be
+    read or written.
     """
     path = tracker_path(clone)
     with attempts.lock(clone), faults("progress/tiny-llm-tracker.md cannot be written"):
@@ -75,7 +75,7 @@ def update(clone: Clone, course: Course) -> Update:
         events, unreadable = attempts.read(clone)
         days = standings(course, events, exercise_hashes(clone, course))
         block = render(course, days, unreadable)
-        give_up = time.monotonic() + PATIENCE
+        give_up = time.monotonic() + patience
         while True:
             old = _settled(path)
             new, replaced = splice(old, block)
@@ -92,7 +92,7 @@ def pristine(course: Course) -> bytes:
 
 
 def _settled(path: Path) -> bytes | None:
-    """The file's bytes. An editor that saves in place truncates first, so an empty file gets a second look."""
+    """The file's bytes. Empty, it gets a second look: an editor that saves in place truncates first."""
     data = read_or_none(path)
     if data == b"":
         time.sleep(0.05)

@@ -7,6 +7,7 @@ On activations of size 1 most ways of misplacing eps are right to seven digits, 
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from tinyllm.grader.testing import as_float64, check, dtype_name, every_dtype, require, sample, task
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
@@ -222,8 +223,8 @@ def test_rms_again(solution):
             what=f"RMSNorm(6, weight, eps=1e-05)(x), x (2, {rows}, 6) and not contiguous",
             fact="reads-only",
         )
-        check.unchanged(x64, x, what="x after RMSNorm")
-    check.unchanged(weight64, weight, what="weight after RMSNorm")
+        check.unchanged(x64, x, what="x after RMSNorm", fact="reads-only")
+    check.unchanged(weight64, weight, what="weight after RMSNorm", fact="reads-only")
 
 
 # ---- task 2: silu ----
@@ -269,7 +270,7 @@ def test_silu_again(solution):
         wide, wide64 = sample((8, 5), seed=seed, scale=3.0)
         x, x64 = wide.T[:, ::2], wide64.T[:, ::2]
         check_silu(solution, x, x64, fact="reads-only", note=" and not contiguous")
-        check.unchanged(x64, x, what="x after silu")
+        check.unchanged(x64, x, what="x after silu", fact="reads-only")
 
 
 # ---- task 3: Qwen2's MLP ----
@@ -329,4 +330,4 @@ def test_mlp_again(solution):
         wide, wide64 = sample((12, rows, 2), seed=seed)
         x, x64 = wide.transpose(2, 1, 0)[..., ::2], wide64.transpose(2, 1, 0)[..., ::2]
         check_mlp(mlp, weights64, x, x64, fact="reads-only", note=" and not contiguous")
-        check.unchanged(x64, x, what="x after Qwen2MLP")
+        check.unchanged(x64, x, what="x after Qwen2MLP", fact="reads-only")

@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+
 from tinyllm.grader import attempts
 from tinyllm.grader.clone import Clone
 from tinyllm.grader.errors import EnvironmentFault
@@ -311,6 +312,34 @@ def test_what_cannot_be_written_or_read_is_an_environment_fault(clone):
         attempts.append(clone, attempts.read_event("1.1"))
     with pytest.raises(EnvironmentFault, match=r"progress/attempts\.jsonl cannot be read"):
         attempts.read(clone)
+
+
+NO_ROOM = """
+import resource, sys
+from pathlib import Path
+from tinyllm.grader import attempts
+from tinyllm.grader.clone import Clone
+from tinyllm.grader.errors import EnvironmentFault
+clone = Clone(Path(sys.argv[1]))
+size = attempts.log_path(clone).stat().st_size + 20
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+try:
+    attempts.append(clone, attempts.read_event("1.2"))
+except EnvironmentFault as fault:
+    print(fault)
+"""
+
+
+def test_a_line_for_which_there_is_half_the_room_harms_no_other(clone):
+    attempts.append(clone, attempts.read_event("1.1"))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", NO_ROOM, str(clone.root)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "progress/attempts.jsonl cannot be written: File too large.\n"
+    attempts.append(clone, attempts.read_event("1.3"))
+    events, unreadable = attempts.read(clone)
+    assert [e.day for e in events] == ["1.1", "1.3"]
+    assert unreadable == [2]
 
 
 def test_a_number_that_json_lacks_is_refused_before_anything_is_written(clone):

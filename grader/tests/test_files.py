@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tinyllm.grader import files
 from tinyllm.grader.errors import EnvironmentFault
 
@@ -76,6 +77,29 @@ def test_a_write_that_fails_leaves_the_old_bytes_and_nothing_else(tmp_path):
         files.write_atomically(folder, b"a file cannot replace a folder")
     assert (folder / "inside").read_bytes() == b"kept"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+NO_ROOM = """
+import resource, sys
+from pathlib import Path
+from tinyllm.grader import files
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    files.write_atomically(Path(sys.argv[1]), b"x" * 2000)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_write_that_finds_room_for_half_leaves_the_old_bytes_and_nothing_else(tmp_path):
+    path = tmp_path / "notes.md"
+    path.write_bytes(b"one")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", NO_ROOM, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "File too large\n"
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_replacing_depends_on_the_bytes_that_were_read(tmp_path):

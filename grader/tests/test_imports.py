@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from tinyllm.grader import catalog
 from tinyllm.grader.authoring import imports
 from tinyllm.grader.authoring.cli import main

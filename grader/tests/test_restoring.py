@@ -518,7 +518,7 @@ def build(clone: Clone, files: dict[str, tuple[int, bytes]]) -> None:
             (clone.exercises / path).symlink_to(os.fsdecode(data))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(first=TREES, second=TREES, line_endings=st.sampled_from(["true", "input", "false"]))
 def test_round_trip(first, second, line_endings):
     with tempfile.TemporaryDirectory() as folder:

@@ -150,6 +150,15 @@ def test_names_and_kinds_of_files(clone, tmp_path):
     assert git(clone.root, "fsck", "--strict", "--no-dangling") == ""
 
 
+def test_names_that_other_systems_take_for_git_s_own(clone):
+    """No file system here confuses them with .git, and they are the learner's work."""
+    names = ("git~1", ".git.", ".git ", ".g\u200cit", "con.py", "week1:stream")
+    for name in names:
+        (clone.exercises / name).write_text(name)
+    (clone.exercises / ".GIT").write_text("this one no repository can hold")
+    assert set(stored(clone)) == {*names, "week1/rope.py", "__init__.py"}
+
+
 def test_caches_and_inner_repositories(clone):
     for path in ("week1/__pycache__/rope.cpython-311.pyc", "old.pyc", ".pytest_cache/README.md", ".DS_Store"):
         (clone.exercises / path).parent.mkdir(exist_ok=True)
@@ -260,7 +269,6 @@ def test_settings_that_get_in_the_way_of_ordinary_commits(clone):
         "gpg.program": "/nonexistent/gpg",
         "log.showSignature": "true",
         "core.splitIndex": "true",
-        "core.fsmonitor": "/nonexistent/monitor",
         "core.logAllRefUpdates": "false",
         "i18n.commitEncoding": "ISO-8859-1",
         "color.ui": "always",
@@ -271,6 +279,7 @@ def test_settings_that_get_in_the_way_of_ordinary_commits(clone):
     assert snapshots.take(clone, "grüße", {"Day": "1.1"})
     [made] = snapshots.history(clone)
     assert (made.message, made.day) == ("grüße", "1.1")
+    assert "\nencoding" not in git(clone.root, "cat-file", "commit", made.id)
     assert sorted(p.name for p in (clone.root / ".git").iterdir()) == files
 
 
@@ -290,7 +299,16 @@ def test_no_hook_runs(clone, tmp_path, where):
     hooks.mkdir(exist_ok=True)
     if where == "elsewhere":
         git(clone.root, "config", "core.hooksPath", str(hooks))
-    for name in ("pre-commit", "commit-msg", "post-commit", "reference-transaction", "post-index-change"):
+    git(clone.root, "config", "core.fsmonitor", str(hooks / "monitor"))
+    names = (
+        "pre-commit",
+        "commit-msg",
+        "post-commit",
+        "reference-transaction",
+        "post-index-change",
+        "monitor",
+    )
+    for name in names:
         (hooks / name).write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/ran\nexit 1\n")
         (hooks / name).chmod(0o755)
     assert snapshots.take(clone, "one", {})
@@ -340,7 +358,6 @@ from tinyllm.grader import clone, snapshots
 import os
 assert "GIT_INDEX_FILE" in os.environ
 snapshots.take(clone.Clone(Path({str(clone.root)!r})), "from a hook", {{}})
-assert "GIT_INDEX_FILE" in os.environ
 """
     (tmp_path / "hook.py").write_text(code)
     hook = other / ".git/hooks/pre-commit"
@@ -351,6 +368,23 @@ assert "GIT_INDEX_FILE" in os.environ
     assert git(other, "ls-tree", "-r", "--name-only", "HEAD").split() == ["file"]
     assert git(other, "for-each-ref", REF) == ""
     assert [s.message for s in snapshots.history(clone)] == ["from a hook"]
+
+
+@pytest.mark.parametrize("name", snapshots.FOREIGN)
+def test_variables_that_name_another_repository(clone, tmp_path, monkeypatch, name):
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    below = {"GIT_WORK_TREE": "", "GIT_OBJECT_DIRECTORY": ".git/objects"}.get(name, ".git")
+    before = state_of(clone.root), state_of(other)
+    monkeypatch.setenv(name, str(other / below))
+    made = snapshots.take(clone, "one", {})
+    assert set(snapshots.files_of(clone, made)) == {"week1/rope.py", "__init__.py"}
+    assert os.environ[name] == str(other / below)
+    monkeypatch.delenv(name)
+    assert [s.id for s in snapshots.history(clone)] == [made]
+    assert (state_of(clone.root), state_of(other)) == before
+    assert not [p for p in (other / ".git/objects").rglob("*") if p.is_file()]
 
 
 def test_garbage_collection_keeps_snapshots(clone):

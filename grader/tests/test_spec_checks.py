@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from tinyllm.grader import catalog
 from tinyllm.grader.authoring import spec_checks
 from tinyllm.grader.authoring.cli import main

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import pytest
+
 from tinyllm.grader import attempts, catalog, standing
 from tinyllm.grader.clone import Clone
 from tinyllm.grader.files import content_hash, short_hash
