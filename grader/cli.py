@@ -6,6 +6,7 @@ Whatever takes time to import is imported by the command that needs it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -264,6 +265,7 @@ def read(day: str | None) -> None:
         return
     from rich.markdown import Markdown
 
+    os.environ.setdefault("LESS", "-RFX")  # colours as colours; a short text is just printed
     with console.pager(styles=True):
         console.print(Markdown(text, code_theme="ansi_dark"), width=context.screen.width)
 

@@ -60,9 +60,10 @@ def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, l
     graded = Graded()
     for day in days:
         listener.begin(day)
+        hashes = standing.exercise_hashes(clone, course)  # of what is graded, not of an edit meanwhile
         report = _grade_one(clone, course, day, options, listener)
         graded.reports.append(report)
-        event = _record(clone, course, report, options)
+        event = _record(clone, course, report, options, hashes)
         so_far = _standing(clone, course, day) if event else None
         listener.end(day, report, so_far)
         if event:
@@ -91,12 +92,17 @@ def _grade_one(clone: Clone, course: Course, day: Day, options: Options, listene
 
 
 def _record(
-    clone: Clone, course: Course, report: DayReport, options: Options, *, regression: bool = False
+    clone: Clone,
+    course: Course,
+    report: DayReport,
+    options: Options,
+    hashes: dict[str, str],
+    *,
+    regression: bool = False,
 ) -> dict | None:
     """Append the attempt to the log; on return it is on disk. None when this grading is not recorded."""
     if not options.recorded:
         return None
-    hashes = standing.exercise_hashes(clone, course)
     upstream = standing.upstream_files(course, course.day(report.day), hashes, report.borrowed)
     event = attempts.attempt_event(report, upstream=upstream, regression=regression)
     attempts.append(clone, event)
@@ -140,7 +146,7 @@ def _regrade_changed(
         if day in days:
             continue
         report = runner.grade(clone, course, day, timeout=options.timeout)
-        _record(clone, course, report, options, regression=True)
+        _record(clone, course, report, options, hashes, regression=True)
         if report.verdict in (Verdict.NOT_PASSED, Verdict.ENVIRONMENT):
             broken.append(report)
             listener.broken(day, report)

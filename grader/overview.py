@@ -31,7 +31,12 @@ def show(screen: Screen, clone: Clone, course: Course) -> None:
         screen.line(f"week {week}  {course.weeks[week]}" if week else "retired days", "bold")
         for row in rows:
             mark = ">" if upcoming and row.day == upcoming.id else " "
-            screen.line(f"{mark} {_row(row, screen.width - 2)}", STYLE.get(row.status))
+            state = f"{row.status.value}, {row.tasks_passed}/{len(row.tasks)} tasks"
+            room = screen.width - len(state) - 9
+            title = row.title if len(row.title) <= room else row.title[: room - 3] + "..."
+            screen.line(f"{mark} {row.day:<5}{title.ljust(room)}  {state}", STYLE.get(row.status))
+            if facts := _facts(row):
+                screen.line(f"       {facts}", "dim")
     if unreadable:
         lines = ", ".join(map(str, unreadable[:5]))
         screen.paragraph(f"progress/attempts.jsonl: line {lines} cannot be read and is left out.", "yellow")
@@ -39,16 +44,15 @@ def show(screen: Screen, clone: Clone, course: Course) -> None:
         screen.line(f"next: tinyllm-grade read {upcoming.name}")
 
 
-def _row(row: Standing, width: int) -> str:
-    tasks = f"{row.tasks_passed}/{len(row.tasks)} tasks"
+def _facts(row: Standing) -> str:
+    """ "3 attempts, 42 min, 1 hint", as far as there is something to say."""
     facts = []
     if row.attempts:
-        facts.append(f"{row.attempts} attempt{'s' if row.attempts > 1 else ''}")
-        facts.append(duration(row.seconds))
+        facts += [_count(row.attempts, "attempt"), duration(row.seconds)]
     if row.hints:
-        facts.append(f"{row.hints} hint{'s' if row.hints > 1 else ''}")
-    left = f"{row.day:<4} {row.status.value:<20} {tasks:<10}"
-    right = ", ".join(facts)
-    room = max(10, width - len(left) - len(right) - 3)
-    title = row.title if len(row.title) <= room else row.title[: room - 3] + "..."
-    return f"{left} {title.ljust(room)} {right}".rstrip()
+        facts.append(_count(row.hints, "hint"))
+    return ", ".join(facts)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

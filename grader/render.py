@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .report import CheckResult, DayReport, Failure, Frame, Outcome, TaskResult, Verdict
+from .report import ArrayNote, CheckResult, DayReport, Failure, Frame, Outcome, TaskResult, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 LABEL = 11  # columns of a label such as "expected"
+NO_BREAK = "\xa0"  # textwrap leaves it alone
 WIDEST = 100  # a wider terminal does not make prose easier to read
 
 STYLE = {
@@ -66,9 +67,13 @@ class Screen:
     def line(self, text: str = "", style: str | None = None) -> None:
         from rich.text import Text
 
-        if not self.unicode:
-            text = text.replace("·", "-").replace("×", "x").encode("ascii", "replace").decode()
-        self.console.print(Text(text, style=style or ""), soft_wrap=True)
+        self.console.print(Text(self._printable(text), style=style or ""), soft_wrap=True)
+
+    def _printable(self, text: str) -> str:
+        text = text.replace(NO_BREAK, " ")
+        if self.unicode:
+            return text
+        return text.replace("·", "-").replace("×", "x").encode("ascii", "replace").decode()
 
     def paragraph(self, text: str, style: str | None = None, indent: int = 0) -> None:
         for line in textwrap.wrap(text, self.width - indent, break_on_hyphens=False) or [""]:
@@ -80,16 +85,14 @@ class Screen:
 
         first = " " * indent + label.ljust(LABEL)
         rest = " " * len(first)
-        lines = []
+        lines: list[str] = []
         for part in text.splitlines() or [""]:
             lines += textwrap.wrap(
                 part, self.width - len(first), break_long_words=False, break_on_hyphens=False
             ) or [""]
         for i, line in enumerate(lines):
-            if not self.unicode:
-                line = line.replace("·", "-").replace("×", "x").encode("ascii", "replace").decode()
             shown = Text(first if i == 0 else rest, style="dim")
-            shown.append(line, style=style or "none")
+            shown.append(self._printable(line), style=style or "none")
             self.console.print(shown, soft_wrap=True)
 
     def error(self, message: str, next_step: str = "") -> None:
@@ -172,12 +175,14 @@ class GradingScreen:
             if text:
                 screen.labelled(label, text)
         for i, frame in enumerate(_shown_frames(failure.frames, all_of_them=screen.verbose)):
-            screen.labelled("your line" if i == 0 else "", where(frame))
+            place = where(frame)
+            if len(place) > screen.width - LABEL - 4:
+                place = f"{frame.path}:{frame.line}"
+            screen.labelled("your line" if i == 0 else "", place)
             if frame.source:
                 screen.labelled("", "  " + frame.source, "cyan")
-            shapes = " · ".join(_note(v) for v in _telling(frame.values))
-            if shapes:
-                screen.labelled("there", shapes)
+            if frame.values:
+                screen.labelled("there", _shapes(frame.values))
         if failure.fact:
             screen.labelled("rule", failure.fact)
         if failure.prints.strip():
@@ -204,6 +209,8 @@ class GradingScreen:
                 screen.paragraph(f"{name}: passed", "bold green")
             case Verdict.PARTIAL:
                 screen.paragraph(f"{name}: partial, not everything could run on this machine", "bold yellow")
+            case Verdict.NOT_PASSED if report.only_task:
+                screen.paragraph(f"{name}, task {report.only_task}: not passed yet", "bold")
             case Verdict.NOT_PASSED:
                 done = sum(t.outcome is Outcome.PASSED for t in report.tasks)
                 screen.paragraph(f"{name}: not passed yet, {done} of {len(report.tasks)} tasks", "bold")
@@ -230,16 +237,20 @@ def _shown_frames(frames: tuple[Frame, ...], *, all_of_them: bool) -> tuple[Fram
     return frames if all_of_them else frames[-1:]
 
 
-def _telling(values: Sequence[Any]) -> list[Any]:
-    """Arrays first; plain values only where they are few."""
-    arrays = [v for v in values if v.shape]
-    plain = [v for v in values if not v.shape]
-    return (arrays + plain)[:9]
+def _shapes(values: Sequence[ArrayNote]) -> str:
+    """The arrays of a frame, then its plain values: "float32: x (3, 5) · y (3, 5); scale = None"."""
+    parts = []
+    for dtype in dict.fromkeys(v.dtype for v in values if v.shape):
+        arrays = [v for v in values if v.shape and v.dtype == dtype]
+        notes = (f"{v.name} {v.shape} {v.note}".rstrip() for v in arrays)
+        parts.append(f"{dtype}: " + " · ".join(_unbroken(n) for n in notes))
+    parts += [_unbroken(f"{v.name} = {v.value}") for v in values if not v.shape]
+    return "; ".join(parts)
 
 
-def _note(value: Any) -> str:
-    text = f"{value.name} {value.shape} {value.dtype}" if value.shape else f"{value.name} = {value.value}"
-    return f"{text} {value.note}".rstrip()
+def _unbroken(text: str) -> str:
+    """The text with spaces at which no line is broken."""
+    return text.replace(" ", NO_BREAK)
 
 
 def _ends(text: str, lines: int) -> str:

@@ -20,6 +20,7 @@ from .errors import EnvironmentFault
 from .files import faults, read_or_none, remove_leftovers, replace_if_unchanged, short_hash, write_atomically
 from .report import Outcome
 from .standing import Looked, Standing, Status, TaskStanding, exercise_hashes, next_unfinished, standings
+from .words import duration
 
 if TYPE_CHECKING:
     from .catalog import Course
@@ -301,15 +302,6 @@ def _box(ticked: bool) -> str:
 
 def _borrowed(days: Sequence[str]) -> str:
     return f"day {days[0]} borrowed" if len(days) == 1 else f"days {', '.join(days)} borrowed"
-
-
-def duration(seconds: float) -> str:
-    """Rounded to minutes: '1 h 20 min', '2 h', '45 min', '< 1 min' for what is less, '0 min' for nothing."""
-    minutes = int(seconds / 60 + 0.5)
-    if minutes == 0:
-        return "< 1 min" if seconds > 0 else "0 min"
-    hours, minutes = divmod(minutes, 60)
-    return " ".join(part for part in (hours and f"{hours} h", minutes and f"{minutes} min") if part)
 
 
 def _text(text: str) -> str:

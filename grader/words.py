@@ -4,11 +4,9 @@ from __future__ import annotations
 
 
 def duration(seconds: float) -> str:
-    """ "42 min", "1 h 20 min", "under a minute"."""
-    minutes = int(seconds // 60)
-    if minutes < 1:
-        return "under a minute"
+    """To the minute: "1 h 20 min", "2 h", "45 min"; "under 1 min" for less, "0 min" for nothing."""
+    minutes = int(seconds / 60 + 0.5)
+    if minutes == 0:
+        return "under 1 min" if seconds > 0 else "0 min"
     hours, minutes = divmod(minutes, 60)
-    if not hours:
-        return f"{minutes} min"
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return " ".join(part for part in (hours and f"{hours} h", minutes and f"{minutes} min") if part)

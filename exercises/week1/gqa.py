@@ -54,6 +54,8 @@ def scaled_dot_product_attention_grouped(
 
     The result has the query's shape and the query's dtype, whatever the mask's dtype.
 
+    query, key, value and a mask array are only read: the caller's arrays stay as they were.
+
     Formula: Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", 2023, section 2.2.
 
     Args:
@@ -87,6 +89,8 @@ class Qwen2MultiHeadAttention:
     The mask goes to scaled_dot_product_attention_grouped with S = L; None is no mask, not a causal one.
 
     The result has x's shape and x's dtype.
+
+    x is only read: the caller's array stays as it was.
 
     Source: the Qwen2 technical report (Yang et al., 2024), section 2.2, and the checkpoints' config.json.
     """

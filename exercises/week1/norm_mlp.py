@@ -22,6 +22,8 @@ class RMSNorm:
 
     weight has x's dtype and may be applied before or after the cast back; the result has x's dtype.
 
+    x is only read: the caller's array stays as it was.
+
     Formula: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, equation 4; the place of eps
     is that of the Qwen2 checkpoints' own code.
     """
@@ -41,6 +43,8 @@ def silu(x: mx.array) -> mx.array:
     silu(x) = x / (1 + exp(-x)), element by element; the result has x's shape and x's dtype and is finite
     for every finite x.
 
+    x is only read: the caller's array stays as it was.
+
     Source: Elfwing, Uchibe and Doya, "Sigmoid-weighted linear units", 2017.
 
     Args:
@@ -57,6 +61,8 @@ class Qwen2MLP:
     Weights are stored (out, in): w_gate and w_up are (hidden_dim, dim), w_down is (dim, hidden_dim).
 
     The result has x's shape and x's dtype.
+
+    x is only read: the caller's array stays as it was.
 
     Formula: Shazeer, "GLU Variants Improve Transformer", 2020, equation 6.
     """

@@ -87,9 +87,9 @@ def measured_tests(root: Path, folder: Path) -> Result:
     combined = command(["coverage", "combine", "--quiet"], root, {**measured, "PYTHONWARNINGS": "ignore"})
     for unreadable in folder.glob(".coverage.*"):
         unreadable.unlink()
-    enough = command(
-        ["coverage", "report", "--skip-covered", f"--fail-under={COVERAGE_PERCENT}"], root, measured
-    )
+    # The tests are left out here by their full path: a process that ran elsewhere has counted them in.
+    report = ["--skip-covered", f"--omit={root}/grader/tests/*", f"--fail-under={COVERAGE_PERCENT}"]
+    enough = command(["coverage", "report", *report], root, measured)
     passed, wrong = _counts(junit)
     failures = [*ran.failures, *combined.failures, *enough.failures]
     return Result(passed, max(len(wrong), 1 if failures else 0), (*wrong, *failures))

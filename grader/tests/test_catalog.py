@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tinyllm.grader import catalog
 from tinyllm.grader.clone import Clone, find_clone, installed_root
 from tinyllm.grader.errors import EnvironmentFault, SpecError, UsageError

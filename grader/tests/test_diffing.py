@@ -10,6 +10,7 @@ import subprocess
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tinyllm.grader import catalog, diffing
 from tinyllm.grader.catalog import Symbol
 from tinyllm.grader.clone import Clone

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+
 from tinyllm.grader.catalog import Rule
 from tinyllm.grader.forbid import RuleBook, explain, line_binding, scan
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from tinyllm.grader import runner
 from tinyllm.grader.report import CheckResult, DayReport, Outcome, Verdict
 from tinyllm.grader.tests import toy

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tinyllm.grader import catalog, restoring, snapshots
 from tinyllm.grader.clone import Clone
 from tinyllm.grader.errors import EnvironmentFault, UsageError

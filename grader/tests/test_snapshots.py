@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+
 from tinyllm.grader import snapshots
 from tinyllm.grader.clone import Clone
 from tinyllm.grader.errors import EnvironmentFault, UsageError
@@ -152,6 +153,7 @@ def test_names_and_kinds_of_files(clone, tmp_path):
 
 def test_names_that_other_systems_take_for_git_s_own(clone):
     """No file system here confuses them with .git, and they are the learner's work."""
+    git(clone.root, "config", "core.protectHFS", "true")  # as on a Mac
     names = ("git~1", ".git.", ".git ", ".g\u200cit", "con.py", "week1:stream")
     for name in names:
         (clone.exercises / name).write_text(name)
@@ -370,12 +372,24 @@ snapshots.take(clone.Clone(Path({str(clone.root)!r})), "from a hook", {{}})
     assert [s.message for s in snapshots.history(clone)] == ["from a hook"]
 
 
-@pytest.mark.parametrize("name", snapshots.FOREIGN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_COMMON_DIR",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_QUARANTINE_PATH",
+    ],
+)
 def test_variables_that_name_another_repository(clone, tmp_path, monkeypatch, name):
     other = tmp_path / "other"
     other.mkdir()
     git(other, "init", "-q")
-    below = {"GIT_WORK_TREE": "", "GIT_OBJECT_DIRECTORY": ".git/objects"}.get(name, ".git")
+    below = {"GIT_WORK_TREE": "", "GIT_OBJECT_DIRECTORY": ".git/objects", "GIT_INDEX_FILE": "i"}.get(
+        name, ".git"
+    )
     before = state_of(clone.root), state_of(other)
     monkeypatch.setenv(name, str(other / below))
     made = snapshots.take(clone, "one", {})

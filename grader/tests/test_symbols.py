@@ -9,6 +9,7 @@ import warnings
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tinyllm.grader.symbols import is_stub, regions, segment, split_lines
 
 MODULE = '''\

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from tinyllm.grader.report import Failure
 from tinyllm.grader.testing import (
     FLOATS,

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinyllm.grader import attempts, catalog, tracker
+from tinyllm.grader import attempts, catalog, tracker, words
 from tinyllm.grader.clone import Clone
 from tinyllm.grader.errors import EnvironmentFault
 from tinyllm.grader.files import content_hash
@@ -266,8 +266,8 @@ def test_a_course_without_days(tmp_path):
     ("seconds", "text"),
     [
         (0, "0 min"),
-        (0.5, "< 1 min"),
-        (29.9, "< 1 min"),
+        (0.5, "under 1 min"),
+        (29.9, "under 1 min"),
         (30, "1 min"),
         (45 * 60, "45 min"),
         (3599, "1 h"),
@@ -276,7 +276,7 @@ def test_a_course_without_days(tmp_path):
     ],
 )
 def test_durations(seconds, text):
-    assert tracker.duration(seconds) == text
+    assert words.duration(seconds) == text
 
 
 # --- what is the learner's

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tinyllm.grader.catalog import Rule
 from tinyllm.grader.forbid import explain
 

@@ -320,7 +320,9 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
 ) -> None:
     monkeypatch.setenv("TINYLLM_ROOT", str(clone.root))
     monkeypatch.setattr(mutants, "CHEATS", mutants.CHEATS[:1])
-    _put(clone, "grader/tests/test_one.py", "def test_one():\n    pass\n")
+    _put(clone, "grader/one.py", "assert True\n")
+    run_one = 'import runpy\n\n\ndef test_one():\n    runpy.run_path("grader/one.py")\n'
+    _put(clone, "grader/tests/test_one.py", run_one)
     assert CliRunner().invoke(main, ["stubs"]).output.endswith("3 files changed.\n")
     fine = CliRunner().invoke(main, ["ci", "--jobs", "2"])
     titles = ["ruff check", "ruff format", "imports", "stubs", "specs", "tests", "verify"]
@@ -546,7 +548,9 @@ def test_the_tests_step_counts_tests_and_wants_them_covered(
     assert (result.passed, result.failed) == (1, 1)
     assert result.failures[0] == "grader.tests.test_it::test_wrong"
 
-    _put(clone, "grader/tests/test_it.py", "def test_fine():\n    if []:\n" + "        print()\n" * 20)
+    run_it = "import runpy\n\n\ndef test_fine():\n    runpy.run_path('grader/it.py')\n"
+    _put(clone, "grader/tests/test_it.py", run_it)
+    _put(clone, "grader/it.py", "if []:\n" + "    print()\n" * 20)
     _put(Clone(tmp_path), "more/.coverage.killed.pid1.Xaaa", "half written")
     result = ci.measured_tests(clone.root, tmp_path / "more")
     assert (result.passed, result.failed) == (1, 1)
