@@ -6,6 +6,7 @@ Whatever takes time to import is imported by the command that needs it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -206,7 +207,8 @@ class TerminalListener:
                 self._running = f"{event.index} of {event.total}  task {event.task}: {event.title}"
                 self.screen.show_running(self._running)
             case runner.Slow():
-                self.screen.show_running(f"{event.seconds:.0f} s (of {event.limit:.0f})  {self._running}")
+                limit = "" if math.isinf(event.limit) else f" of {event.limit:.0f}"
+                self.screen.show_running(f"{event.seconds:.0f}{limit} s  {self._running}")
             case TaskResult():
                 self.screen.task_done(event)
 
@@ -385,7 +387,7 @@ def history(count: int) -> None:
         )
 
 
-@main.command()
+@main.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number
 @click.argument("snapshot")
 @click.option("--day", "day", metavar="DAY", help="Bring back only this day's files.")
 @reporting

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -42,7 +43,11 @@ from .report import (
 POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.1
 KEPT_OUTPUT = 4096  # bytes of a check's prints kept at each end
+READ_BYTES = 1 << 16
+READS_AT_ONCE = 64
 STUCK_ANSWER_SECONDS = 0.5
+COSTLY = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
+COSTLY_CHECKS = 2  # after so many of them the rest of a task is not run
 STARTUP_SECONDS = 60.0  # a cold disk compiles all of pytest, NumPy and MLX on the first run
 
 
@@ -68,7 +73,7 @@ class Slow:
 
     id: str
     seconds: float
-    limit: float
+    limit: float  # infinite while the reference is being timed
 
 
 Event = Launched | Started | Slow | CheckResult | TaskResult
@@ -177,6 +182,7 @@ class _Run:
                 finished = child.watch()
             finally:
                 child.end()
+            self._give_up_hopeless_tasks()
             left = [i for i in self.planned if i not in self.results]
             if finished or self.problem or not left:
                 break
@@ -194,6 +200,16 @@ class _Run:
                     f"task {number} has {found} checks and checkpoint.toml says {expected}: "
                     "the course's own files do not fit together."
                 )
+
+    def _give_up_hopeless_tasks(self) -> None:
+        """Where checks of a task keep using up their time, do not make the learner wait for the others."""
+        for task in self.day.tasks:
+            mine = [i for i, (number, _) in self.planned.items() if number == task.id]
+            slow = sum(i in self.results and self.results[i].outcome in COSTLY for i in mine)
+            left = [i for i in mine if i not in self.results]
+            if slow >= COSTLY_CHECKS and left:
+                reason = f"Not run: {slow} checks of this task had used up their time or memory."
+                self._fill(left, Outcome.NOT_REACHED, reason)
 
     def _fill(
         self, ids: Sequence[str], outcome: Outcome, summary: str, failure: Failure | None = None
@@ -310,6 +326,8 @@ class _Child:
             self.run.problem = f"the grading process did not start within {STARTUP_SECONDS:.0f} s"
             return True
         limit = self._limit(taken)
+        if self.stage == "checking" and taken > 1.0:
+            self.run.on_event(Slow(self.current, taken, limit))
         if taken < limit and now < self.deadline:
             return False
         frames = self._where_it_stands()
@@ -331,9 +349,7 @@ class _Child:
             return floor if self.run.solution != "reference" else self.run.limits.day_seconds
         if self.yardstick is None:
             self.yardstick = _Yardstick(self.run, self.current)
-        limit = max(floor, self.run.limits.reference_multiple * self.yardstick.seconds())
-        self.run.on_event(Slow(self.current, taken, limit))
-        return limit
+        return max(floor, self.run.limits.reference_multiple * self.yardstick.seconds)
 
     def _pump(self, wait: float) -> None:
         """Read what the child printed and reported."""
@@ -346,18 +362,19 @@ class _Child:
                 self._drain_events()
 
     def _drain_output(self) -> None:
-        try:
-            while chunk := os.read(self.output, 1 << 16):
+        # Until it is empty, but no longer: code that prints without end must not keep us here. What was
+        # printed before an event fits into the pipe, so it is read before the event is taken.
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(READS_AT_ONCE):
+                chunk = os.read(self.output, READ_BYTES)
                 self.prints.add(chunk)
-                if len(chunk) < 1 << 16:
+                if not chunk:
+                    self._closed(self.output)
                     return
-            self._closed(self.output)
-        except BlockingIOError:
-            return
 
     def _drain_events(self) -> None:
         try:
-            while chunk := os.read(self.events, 1 << 16):
+            while chunk := os.read(self.events, READ_BYTES):
                 self.buffer += chunk
             self._closed(self.events)
         except BlockingIOError:
@@ -515,8 +532,7 @@ class _Yardstick:
     """Times the reference on one check, beside the learner's slow run of it."""
 
     def __init__(self, run: _Run, check_id: str) -> None:
-        self._began = time.monotonic()
-        self._seconds: float | None = None
+        self.seconds = math.inf  # until it is known: nothing is too slow before that
         self._child: _Child | None = None
         self._check_id = check_id
         self._run = _Run(run.clone, run.limits, run.day, "reference", {}, None, None, lambda e: None)
@@ -529,7 +545,8 @@ class _Yardstick:
         with self._lock:
             if self._stopped:
                 return
-            self._child = _Child(self._run, [self._check_id], self._began + self._run.limits.day_seconds)
+            deadline = time.monotonic() + self._run.limits.day_seconds
+            self._child = _Child(self._run, [self._check_id], deadline)
         try:
             self._child.watch()
         finally:
@@ -537,13 +554,7 @@ class _Yardstick:
                 self._child.end()
                 self._child = None
         result = self._run.results.get(self._check_id)
-        self._seconds = result.seconds if result and result.outcome is Outcome.PASSED else 0.0
-
-    def seconds(self) -> float:
-        """What the reference took; while it still runs, what it has taken so far beyond a child's start."""
-        if self._seconds is not None:
-            return self._seconds
-        return max(0.0, time.monotonic() - self._began - 2.0)
+        self.seconds = result.seconds if result and result.outcome is Outcome.PASSED else 0.0
 
     def stop(self) -> None:
         with self._lock:

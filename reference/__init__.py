@@ -1,1 +1,1 @@
-"""The complete course: every module of `exercises`, finished."""
+"""One module a day, by week."""

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from .. import catalog
+from .. import catalog, tracker
 from ..catalog import Course, Day
 from ..clone import Clone, find_clone
 from ..errors import CourseError
 from . import ci as ci_
+from . import fresh_progress, spec_checks
 from . import imports as imports_
-from . import spec_checks
 from . import stubs as stubs_
 from . import verify as verify_
 
@@ -42,14 +42,16 @@ def main() -> None:
 @main.command()
 @click.option("--check", "only_check", is_flag=True, help="Only show what differs; exit code 1 if anything.")
 def stubs(only_check: bool) -> None:
-    """Generate exercises/ from reference/ and the specs. What is in exercises/ is overwritten."""
+    """Generate exercises/ from reference/ and the specs, and the fresh tracker. Both are overwritten."""
     clone, course = _load()
     if only_check:
         _end(_check_stubs(clone, course))
         return
-    changed = stubs_.write(clone, course)
-    for relative in changed:
-        click.echo(f"exercises/{relative}")
+    changed = [f"exercises/{relative}" for relative in stubs_.write(clone, course)]
+    if fresh_progress.write(clone, course):
+        changed.append(clone.relative(tracker.tracker_path(clone)))
+    for path in changed:
+        click.echo(path)
     click.echo(f"{len(changed)} {'file' if len(changed) == 1 else 'files'} changed.")
 
 
@@ -122,14 +124,14 @@ def _end(result: ci_.Result) -> None:
 
 
 def _check_stubs(clone: Clone, course: Course) -> ci_.Result:
+    problems = fresh_progress.differs(clone, course)
     difference = stubs_.check(clone, course)
-    if not difference:
-        click.echo("exercises/ is what the reference and the specs generate.")
-        return ci_.Result.of([])
-    click.echo(difference, nl=False)
-    told = "exercises/ differs from a fresh generation. Run: python -m tinyllm.grader.authoring stubs"
-    click.echo(told)
-    return ci_.Result.of([told])
+    if difference:
+        click.echo(difference, nl=False)
+        problems.insert(0, "exercises/ differs from a fresh generation")
+    remedy = "Run: python -m tinyllm.grader.authoring stubs"
+    told = [f"{problem}. {remedy}" for problem in problems]
+    return _told(told, "exercises/ and progress/ are as they ship.")
 
 
 def _check_imports(clone: Clone, course: Course) -> ci_.Result:

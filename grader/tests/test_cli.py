@@ -358,6 +358,7 @@ def test_history_restore_and_reset(course: Toy) -> None:
     assert "written    exercises/week1/sums.py" in restored
     assert "return x * 3" in file.read_text()
     assert "Nothing to change" in course.grade("restore", "1").stdout
+    assert "Nothing to change" in course.grade("restore", "-2").stdout
     reset = course.grade("reset", "day1.1")
     assert reset.returncode == 0
     assert file.read_text() == toy.SUMS_STUB
@@ -366,7 +367,7 @@ def test_history_restore_and_reset(course: Toy) -> None:
     assert course.grade("restore", back[1], "--day", "1.1").returncode == 0
     assert "return x * 3" in file.read_text()
     kinds = [e.kind for e in attempts.read(course.clone)[0]]
-    assert kinds.count("restore") == 3
+    assert kinds.count("restore") == 4
     assert kinds.count("reset") == 1
     status = subprocess.run(
         ["git", "status", "--porcelain", "--untracked-files=no"],

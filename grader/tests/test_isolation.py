@@ -80,7 +80,11 @@ def test_a_wrong_result_says_where_and_shows_the_shapes(course: Toy) -> None:
 def test_an_infinite_loop_is_stopped_at_its_line(course: Toy) -> None:
     course.sums(double="turns = 0\n    while True:\n        turns += 1")
     report = grade(course, timeout=1.0)
-    assert outcomes(report, 1) == {Outcome.TIMED_OUT}
+    # The third check is not waited for: two of the task have used up their time.
+    timed_out = [Outcome.TIMED_OUT, Outcome.TIMED_OUT, Outcome.NOT_REACHED]
+    assert [c.outcome for c in checks(report, 1)] == timed_out
+    assert report.tasks[0].outcome is Outcome.TIMED_OUT
+    assert "2 checks of this task" in checks(report, 1)[2].failure.summary
     assert outcomes(report, 2) == {Outcome.PASSED}
     found = failure(report, 1)
     assert found.frames[-1].path == "exercises/week1/sums.py"
@@ -390,3 +394,10 @@ def test_the_child_dies_with_the_grader(course: Toy) -> None:
     process.wait()
     psutil.wait_procs([child], timeout=5)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_printing_without_end_is_stopped_too(course: Toy) -> None:
+    course.sums(double="while True:\n        print('again ' * 1000)")
+    report = grade(course, timeout=1.0)
+    assert outcomes(report, 1) == {Outcome.TIMED_OUT, Outcome.NOT_REACHED}
+    assert outcomes(report, 2) == {Outcome.PASSED}
