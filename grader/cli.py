@@ -417,8 +417,7 @@ def reset(day: str) -> None:
 
     context = Context()
     days = context.course.select(day)
-    pristine = stubs.pristine(context.clone, context.course)
-    wanted = {m: pristine[m] for d in days for m in d.modules}
+    wanted = {m: stubs.stub(context.clone, context.course, m) for d in days for m in d.modules}
     done = restoring.reset(context.clone, wanted)
     for chosen in days:
         context.log(attempts.reset_event(chosen.id))

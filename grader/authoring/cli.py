@@ -47,6 +47,7 @@ def stubs(only_check: bool) -> None:
     if only_check:
         _end(_check_stubs(clone, course))
         return
+    fresh_progress.refuse_learners_clone(clone)
     changed = [f"exercises/{relative}" for relative in stubs_.write(clone, course)]
     if fresh_progress.write(clone, course):
         changed.append(clone.relative(tracker.tracker_path(clone)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .. import attempts, tracker
 from ..catalog import Course
 from ..clone import Clone
+from ..errors import UsageError
 from ..files import read_or_none, write_atomically
 
 
@@ -18,8 +19,17 @@ def differs(clone: Clone, course: Course) -> list[str]:
     return problems
 
 
+def refuse_learners_clone(clone: Clone) -> None:
+    """Raise UsageError where somebody works through the course: generating would overwrite their code."""
+    if read_or_none(attempts.log_path(clone)):
+        raise UsageError(
+            "progress/attempts.jsonl has attempts in it, so exercises/ is somebody's work: not overwritten.",
+            next_step="Generate in a clone of its own. One day's stub comes back with `tinyllm-grade reset`.",
+        )
+
+
 def write(clone: Clone, course: Course) -> bool:
-    """Write the fresh tracker; whether that changed anything. A log is never deleted: it is somebody's."""
+    """Write the fresh tracker; whether that changed anything."""
     path, fresh = tracker.tracker_path(clone), tracker.pristine(course)
     if read_or_none(path) == fresh:
         return False

@@ -15,6 +15,7 @@ from tinyllm.grader.authoring import stubs
 from tinyllm.grader.authoring.cli import main
 from tinyllm.grader.clone import Clone, installed_root
 from tinyllm.grader.errors import SpecError
+from tinyllm.grader.tests import toy
 
 REFERENCE = '''\
 """Toy: sums and a class.
@@ -445,9 +446,7 @@ def test_the_command_shows_what_differs(clone: Clone, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TINYLLM_ROOT", str(clone.root))
     run = CliRunner().invoke
     assert run(main, ["stubs"]).exit_code == 0
-    assert (
-        run(main, ["stubs", "--check"]).output == "exercises/ is what the reference and the specs generate.\n"
-    )
+    assert run(main, ["stubs", "--check"]).output == "exercises/ and progress/ are as they ship.\n"
 
     toy = clone.exercises / "week1" / "toy.py"
     toy.write_text(toy.read_text().replace("LIMIT = 3", "LIMIT = 4"))
@@ -484,3 +483,21 @@ def test_the_stubs_of_this_course_keep_every_header_and_docstring_and_are_format
         assert {name: theirs[name] for name in ours} == ours
         assert all(name.rpartition(".")[2].startswith("_") for name in set(theirs) - set(ours))
         assert _ruff_says(stub) == stub, relative
+
+
+def test_somebodys_work_is_not_overwritten(tmp_path: Path) -> None:
+    course = toy.make(tmp_path)
+    course.sums()
+    code = (course.clone.exercises / "week1/sums.py").read_bytes()
+    assert course.grade("1.1").returncode == 0
+    command = [sys.executable, "-P", "-m", "tinyllm.grader.authoring", "stubs"]
+    done = subprocess.run(command, env=course.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "somebody's work: not overwritten" in done.stderr
+    assert (course.clone.exercises / "week1/sums.py").read_bytes() == code
+    check = subprocess.run(
+        [*command, "--check"], env=course.environment(), capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 1
+    assert "progress/attempts.jsonl has attempts in it" in check.stdout
+    assert "progress/tiny-llm-tracker.md is not the fresh one" in check.stdout

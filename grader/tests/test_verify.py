@@ -323,7 +323,7 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
     _put(clone, "grader/one.py", "assert True\n")
     run_one = 'import runpy\n\n\ndef test_one():\n    runpy.run_path("grader/one.py")\n'
     _put(clone, "grader/tests/test_one.py", run_one)
-    assert CliRunner().invoke(main, ["stubs"]).output.endswith("3 files changed.\n")
+    assert CliRunner().invoke(main, ["stubs"]).output.endswith("4 files changed.\n")
     fine = CliRunner().invoke(main, ["ci", "--jobs", "2"])
     titles = ["ruff check", "ruff format", "imports", "stubs", "specs", "tests", "verify"]
     assert [line[3:] for line in fine.output.splitlines() if line.startswith("== ")] == [*titles, "summary"]
