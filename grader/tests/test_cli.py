@@ -358,7 +358,7 @@ def test_history_restore_and_reset(course: Toy) -> None:
     assert "written    exercises/week1/sums.py" in restored
     assert "return x * 3" in file.read_text()
     assert "Nothing to change" in course.grade("restore", "1").stdout
-    assert "Nothing to change" in course.grade("restore", "-2").stdout
+    assert "Nothing to change" in course.grade("restore", "-1").stdout
     reset = course.grade("reset", "day1.1")
     assert reset.returncode == 0
     assert file.read_text() == toy.SUMS_STUB
