@@ -46,6 +46,7 @@ KEPT_OUTPUT = 4096  # bytes of a check's prints kept at each end
 READ_BYTES = 1 << 16
 READS_AT_ONCE = 64
 STUCK_ANSWER_SECONDS = 0.5
+GOODBYE_SECONDS = 0.5
 COSTLY = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
 COSTLY_CHECKS = 2  # after so many of them the rest of a task is not run
 STARTUP_SECONDS = 60.0  # a cold disk compiles all of pytest, NumPy and MLX on the first run
@@ -521,6 +522,9 @@ class _Child:
         """Leave nothing running and nothing open."""
         if self.yardstick is not None:
             self.yardstick.stop()
+        if self.stage == "ended":  # it is about to go by itself
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GOODBYE_SECONDS)
         processes.end_family(self.process, self.token)
         self.selector.close()
         for fd in (self.events, self.output, self.lifeline):
