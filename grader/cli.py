@@ -461,5 +461,5 @@ def doctor() -> None:
             screen.labelled("", f"fix: {finding.fix}", indent=2)
     screen.line()
     for span, needs, present in examination.day_needs(context.course):
-        screen.labelled("ready" if present else "not here", f"day {span}, which needs {needs}", indent=2)
+        screen.labelled("ready" if present else "not here", f"{span} {needs}", indent=2)
     sys.exit(3 if any(f.state is State.MISSING for f in findings) else 0)

@@ -48,11 +48,11 @@ def examine(clone: Clone, course: Course) -> list[Finding]:
 
 
 def day_needs(course: Course) -> list[tuple[str, str, bool]]:
-    """(days, what they need, whether it is here), one row for each distinct set of needs."""
+    """("days 1.1 to 1.4 need", what, whether it is here), one row for each distinct set of needs."""
     rows: list[tuple[str, str, bool]] = []
     for needs in dict.fromkeys(d.needs for d in course.days):
         days = [d.id for d in course.days if d.needs == needs]
-        span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+        span = f"day {days[0]} needs" if len(days) == 1 else f"days {days[0]} to {days[-1]} need"
         present = all(NEEDS[n]().state is State.OK for n in needs)
         rows.append((span, ", ".join(needs) or "Python and MLX", present and _mlx().state is State.OK))
     return rows

@@ -382,7 +382,7 @@ def test_doctor_says_what_is_here(course: Toy) -> None:
     done = course.grade("doctor")
     assert re.search(r"ok +Python: 3\.\d+", done.stdout)
     assert re.search(r"ok +MLX: \d", done.stdout)
-    assert re.search(r"ready +day 1\.1 to 1\.2, which needs Python and MLX", done.stdout)
+    assert re.search(r"ready +days 1\.1 to 1\.2 need Python and MLX", done.stdout)
     assert done.returncode == 3  # this program is installed from another clone than the toy
     assert "MISSING    this program" in done.stdout
 

@@ -26,7 +26,7 @@ def test_no_git_and_no_compiler(course: Toy, tmp_path: Path) -> None:
     text = said(course, PATH=str(tmp_path / "empty"), CXX="")
     assert "later git: not found" in text
     assert "later C++ compiler: none found" in text
-    assert "ready day 1.1 to 1.2" in text
+    assert "ready days 1.1 to 1.2 need" in text
 
 
 def test_no_repository(course: Toy, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_an_mlx_that_cannot_be_imported(course: Toy, tmp_path: Path) -> None:
     text = " ".join(done.stdout.split())
     assert done.returncode == 3
     assert "MISSING MLX: ImportError: libmlx.so: cannot open shared object file" in text
-    assert "not here day 1.1 to 1.2" in text
+    assert "not here days 1.1 to 1.2 need" in text
     graded = course.grade("day1.1", PYTHONPATH=str(tmp_path / "site"))
     assert graded.returncode == 3
     assert "could not be graded: the grading process could not start" in " ".join(graded.stdout.split())
@@ -69,8 +69,8 @@ def test_a_day_that_needs_a_compiler(course: Toy, tmp_path: Path) -> None:
     course.write("checkpoints/day1_2/checkpoint.toml", day)
     (tmp_path / "empty").mkdir()
     text = said(course, PATH=str(tmp_path / "empty"), CXX="")
-    assert "ready day 1.1, which needs Python and MLX" in text
-    assert "not here day 1.2, which needs compiler" in text
+    assert "ready day 1.1 needs Python and MLX" in text
+    assert "not here day 1.2 needs compiler" in text
 
 
 def test_a_terminal_without_unicode(course: Toy) -> None:
