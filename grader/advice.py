@@ -8,13 +8,13 @@ from .report import DayReport, Outcome, TaskResult, Verdict
 
 def for_tasks(day: Day, report: DayReport) -> dict[int, str]:
     """The next step of each task that did not pass."""
-    return {t.id: _for_task(day, t) for t in report.tasks if t.outcome is not Outcome.PASSED}
+    return {t.id: _for_task(day, t, report) for t in report.tasks if t.outcome is not Outcome.PASSED}
 
 
-def _for_task(day: Day, task: TaskResult) -> str:
+def _for_task(day: Day, task: TaskResult, report: DayReport) -> str:
     match task.outcome:
         case Outcome.BLOCKED:
-            return next((_unblock(day, c.failure.needs_day) for c in task.checks if c.failure), "")
+            return _unblock(day, task, report)
         case Outcome.NOT_RUN_HERE:
             return "tinyllm-grade doctor"
         case Outcome.COURSE_FAULT:
@@ -23,10 +23,18 @@ def _for_task(day: Day, task: TaskResult) -> str:
             return f"tinyllm-grade hint {day.name} --task {task.id}"
 
 
-def _unblock(day: Day, needs: str) -> str:
-    if not needs:
+def _unblock(day: Day, task: TaskResult, report: DayReport) -> str:
+    """The unfinished earlier day, or the command that borrows it, and whatever else the day lacks."""
+    needed = next(iter(_needed_days(task)), "")
+    if not needed:
         return ""
-    return f"tinyllm-grade day{needs}\nor for now: tinyllm-grade {day.name} --borrow day{needs}"
+    lacking = {d for t in report.tasks for d in _needed_days(t)} | set(report.borrowed)
+    borrow = " ".join(f"--borrow day{d}" for d in sorted(lacking))
+    return f"tinyllm-grade day{needed}\nor for now: tinyllm-grade {day.name} {borrow}"
+
+
+def _needed_days(task: TaskResult) -> list[str]:
+    return [c.failure.needs_day for c in task.checks if c.failure and c.failure.needs_day]
 
 
 def for_day(course: Course, day: Day, report: DayReport) -> list[str]:

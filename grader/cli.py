@@ -141,12 +141,7 @@ def grade(
             if len(days) != 1:
                 raise UsageError("--task goes with one day.")
             days[0].task(task)
-        borrowed = tuple(d for text in borrow for d in context.course.select(text))
-        for other in borrowed:
-            if other in days and solution == "exercises":
-                raise UsageError(
-                    f"{other.name} is the day being graded: borrowing it would grade the reference."
-                )
+        borrowed = _borrowed(context, borrow, days if solution == "exercises" else ())
         if junit is not None and not junit.parent.is_dir():
             raise UsageError(f"--junit {junit}: the folder {junit.parent} does not exist.")
         options = grading.Options(solution, borrowed, task, timeout, not no_progress)
@@ -168,6 +163,19 @@ def grade(
         if as_json:
             click.echo(json.dumps(export.as_json(graded.reports, graded.exit_code), indent=2))
     sys.exit(graded.exit_code)
+
+
+def _borrowed(context: Context, texts: tuple[str, ...], graded: tuple[Day, ...]) -> tuple[Day, ...]:
+    """The days that `--borrow` names; of a whole week, all but those being graded."""
+    chosen: list[Day] = []
+    for text in texts:
+        meant = context.course.select(text)
+        others = [d for d in meant if d not in graded]
+        if not others:
+            names = ", ".join(d.name for d in meant)
+            raise UsageError(f"{names} is being graded: borrowing it would grade the reference.")
+        chosen += others
+    return tuple(dict.fromkeys(chosen))
 
 
 class Silence:

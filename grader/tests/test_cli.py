@@ -119,6 +119,7 @@ def test_borrowing_an_earlier_day(course: Toy) -> None:
     done = course.grade("1.2", "--borrow", "1.1")
     assert done.returncode == 0
     assert "with day1.1 from the reference" in done.stdout
+    assert course.grade("1.2", "--borrow", "week1").returncode == 0  # all of the week but 1.2 itself
     refused = course.grade("1.1", "--borrow", "1.1")
     assert refused.returncode == 2
     assert "would grade the reference" in refused.stderr

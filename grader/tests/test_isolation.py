@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import signal
 import subprocess
 import time
@@ -401,3 +402,21 @@ def test_printing_without_end_is_stopped_too(course: Toy) -> None:
     report = grade(course, timeout=1.0)
     assert outcomes(report, 1) == {Outcome.TIMED_OUT, Outcome.NOT_REACHED}
     assert outcomes(report, 2) == {Outcome.PASSED}
+
+
+def test_an_edit_within_the_same_second_is_what_gets_graded(course: Toy) -> None:
+    """Bytecode is dated in whole seconds and sized: an old .pyc of the same size must not run."""
+    course.sums(double="return x * x")
+    file = course.clone.exercises / "week1/sums.py"
+    py_compile.compile(str(file))
+    stamp = file.stat()
+    course.sums(double="return x + x")
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert file.stat().st_size == stamp.st_size
+    assert grade(course).verdict is Verdict.PASSED
+
+
+def test_grading_leaves_no_bytecode_in_the_exercises(course: Toy) -> None:
+    course.sums()
+    grade(course)
+    assert not list(course.clone.exercises.rglob("__pycache__"))
