@@ -468,10 +468,10 @@ class _Child:
             failure = replace(failure, summary=f"While importing the day's modules: {summary}")
             run._fill([i for i in run.planned if i not in run.results], outcome, "", failure)
         else:
-            # It ended between two checks: a thread or an exit handler of the check before.
+            # It ended between two checks, or after the last one but before it had signed off: a thread of
+            # the check before, or something it left behind.
             left = [i for i in run.planned if i not in run.results]
-            if left:
-                run.record(left[0], outcome, 0.0, failure=failure)
+            run.record(left[0] if left else self.current, outcome, 0.0, failure=failure)
 
     def _where_it_stands(self) -> tuple[Frame, ...]:
         """Ask the running code for its line and names; when it is inside C code, for its line."""

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -413,3 +414,15 @@ def test_a_log_line_that_cannot_be_read_is_said(course: Toy) -> None:
         json.loads((course.clone.progress / "attempts.jsonl").read_text().splitlines()[3])["verdict"]
         == "passed"
     )
+
+
+def test_what_takes_time_to_import_waits_until_it_is_needed() -> None:
+    heavy = "('git', 'rich', 'numpy', 'mlx', 'mlx_lm', 'transformers', 'pytest', 'psutil')"
+    modules = "tinyllm.grader.cli, tinyllm.grader.grading, tinyllm.grader.advice"
+    code = f"import sys, {modules}\nprint([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    heavy = "('git', 'mlx_lm', 'mlx.nn')"
+    code = f"import sys, tinyllm.grader.plugin\nprint([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

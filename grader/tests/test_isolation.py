@@ -420,3 +420,16 @@ def test_grading_leaves_no_bytecode_in_the_exercises(course: Toy) -> None:
     course.sums()
     grade(course)
     assert not list(course.clone.exercises.rglob("__pycache__"))
+
+
+def test_checks_that_passed_are_no_pass_without_the_signature(course: Toy) -> None:
+    """The process ends after the last check has reported, while the run is being signed off."""
+    top = (
+        "import os, sys\nclass Dying:\n    flushes = 0\n    def write(self, text): return len(text)\n"
+        "    def flush(self):\n        self.flushes += 1\n        if self.flushes == 2: os._exit(0)\n"
+    )
+    course.sums(top=top, row_sums="if x.shape[0] == 1: sys.stdout = Dying()\n    return mx.sum(x, axis=1)")
+    report = grade(course)
+    assert outcomes(report, 1) == {Outcome.PASSED}
+    assert [c.outcome for c in checks(report, 2)] == [Outcome.PASSED, Outcome.CRASHED]
+    assert report.verdict is Verdict.NOT_PASSED
