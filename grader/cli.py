@@ -211,6 +211,8 @@ class TerminalListener:
                 self.screen.begin(
                     self._day.name, self._day.title, graded, [d.id for d in self.options.borrow]
                 )
+            case runner.Building():
+                self.screen.show_running("compiling the kernels (about 15 s the first time)")
             case runner.Started():
                 self._running = f"{event.index} of {event.total}  task {event.task}: {event.title}"
                 self.screen.show_running(self._running)

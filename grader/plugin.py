@@ -14,19 +14,23 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from . import catalog, forbid
 from .catalog import Day, Task
 from .clone import Clone, find_clone
-from .frames import FrameRecorder, library_tail
+from .frames import FrameRecorder, library_tail, source_line
 from .report import Failure, Frame, Outcome
 from .testing import CheckFailed, CourseFault, check
 from .trees import Tree
 from .tripwires import ForbiddenAPI, Tripwires
 
+if TYPE_CHECKING:
+    from tinyllm.kernels import build
+
+KERNELS = "kernels/"  # of a tree
 STUB_MESSAGE = re.compile(r"day (\d+\.\d+), task (\d+)")
 
 Emit = Callable[[str, Mapping[str, Any]], None]
@@ -75,16 +79,16 @@ class Solution:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        for module in self._grading.day.modules:
+        modules = self._grading.modules_with(name)
+        for module in modules:
             value = getattr(self._grading.module(module), name, None)
             if value is not None:
                 path = str(self._grading.tree.path_of(module))
                 self._grading.tripwires.check_provided(value, name=name, path=path)
                 return value
-        modules = " or ".join(self._grading.day.modules)
         raise NotThere(
             Failure(
-                summary=f"{modules} has no `{name}`.",
+                summary=f"{' or '.join(modules)} has no `{name}`.",
                 expected=f"`{name}`, defined at the top level of the module",
                 got="no such name: was it renamed or deleted?",
             )
@@ -118,6 +122,7 @@ class Grading:
         self.finished = 0
         self._modules: dict[str, ModuleType] = {}
         self._import_failure: NotThere | None = None
+        self._absent: dict[str, NotThere] = {}  # kernels that could not be built
         self._results: dict[str, dict[str, Any]] = {}
         self._solution = Solution(self)
 
@@ -150,13 +155,50 @@ class Grading:
                 ]
             },
         )
+        self._build_kernels(session.items)
         self.emit("importing", {})
         self._import_solution()
         self.emit("imported", {})
 
+    def _build_kernels(self, items: list[pytest.Item]) -> None:
+        """Compile the day's C++ kernels and load them, if a check that will run needs them."""
+        tasks = {_task_number(i) for i in items}
+        needed = {s.module for t in self.day.tasks if t.id in tasks for s in t.symbols}
+        wanted = sorted(m for m in needed if m.endswith(".cpp"))
+        if not wanted:
+            return
+        from tinyllm.kernels import build
+
+        self.emit("building", {})
+        overlays = {
+            m.removeprefix(KERNELS): p for m, p in self.tree.overlays.items() if m.startswith(KERNELS)
+        }
+        try:
+            native = build.load(self.tree.folder / KERNELS, overlays)
+        except build.DoesNotCompile as error:
+            absent = self._compile_failure(error.complaint, error.output)
+        except build.BuildFault as error:
+            absent = NotThere(
+                Failure(summary=f"The kernels cannot be built here: {error}"), Outcome.NOT_RUN_HERE
+            )
+        else:
+            self._modules |= dict.fromkeys(wanted, native)
+            return
+        self._absent = dict.fromkeys(wanted, absent)
+
+    def _compile_failure(self, complaint: build.Complaint, output: str) -> NotThere:
+        file = self.tree.path_of(KERNELS + complaint.file)
+        shown = self._relative(file)
+        frames: tuple[Frame, ...] = ()
+        if complaint.line:
+            frames = (Frame(shown, complaint.line, "", source_line(str(file), complaint.line)),)
+        summary = f"{shown} does not compile: {complaint.message}"
+        return NotThere(Failure(summary=summary, frames=frames, detail=output))
+
     def _import_solution(self) -> None:
         """Import every module of the day now, so that a hang or crash there is told as what it is."""
-        for module in self.day.modules:
+        python = [m for m in self.day.modules if m.endswith(".py")]
+        for module in python:
             try:
                 self._modules[module] = self.tree.import_module(module)
             except BaseException as error:
@@ -167,7 +209,7 @@ class Grading:
             self._import_failure = NotThere(refusal, Outcome.REFUSED)
             return
         found = []
-        for module in self.day.modules:
+        for module in python:
             path = self.tree.path_of(module)
             package = f"{self.tree.package}.{module.rpartition('/')[0].replace('/', '.')}".rstrip(".")
             source = path.read_text(encoding="utf-8")
@@ -175,9 +217,18 @@ class Grading:
         self.findings = tuple(found)
 
     def module(self, name: str) -> ModuleType:
-        if self._import_failure is not None:
+        """A module of the day. Raises NotThere when it could not be imported or built."""
+        if name in self._absent:
+            raise self._absent[name]
+        if name not in self._modules:
+            assert self._import_failure is not None
             raise self._import_failure
         return self._modules[name]
+
+    def modules_with(self, name: str) -> tuple[str, ...]:
+        """The modules that a task asks to define `name`; for a name that no task lists, all of the day's."""
+        named = [s.module for t in self.day.tasks for s in t.symbols if s.name.split(".")[0] == name]
+        return tuple(dict.fromkeys(named)) or tuple(m for m in self.day.modules if m.endswith(".py"))
 
     def _import_problem(self, module: str, error: BaseException) -> NotThere:
         """Why a module cannot be imported, in words about the learner's file."""
@@ -301,6 +352,9 @@ class Grading:
                     summary=f"The check's own input is not what it must be: {error}", detail=detail
                 )
             case NotImplementedError() if frames and (stub := STUB_MESSAGE.search(str(error))):
+                return self._unfinished(item, stub[1], int(stub[2]), str(error), frames, detail)
+            case RuntimeError() if not frames and (stub := STUB_MESSAGE.match(str(error))):
+                # A C++ kernel's stub throws on MLX's thread; MLX raises it again where the result is needed.
                 return self._unfinished(item, stub[1], int(stub[2]), str(error), frames, detail)
             case SystemExit():
                 name = "KeyboardInterrupt" if error.__cause__ else "SystemExit (sys.exit or exit)"

@@ -49,12 +49,18 @@ STUCK_ANSWER_SECONDS = 0.5
 GOODBYE_SECONDS = 0.5
 COSTLY = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
 COSTLY_CHECKS = 2  # after so many of them the rest of a task is not run
-STARTUP_SECONDS = 60.0  # a cold disk compiles all of pytest, NumPy and MLX on the first run
+# Stages before any learner code runs. A cold disk compiles all of pytest, NumPy and MLX on the first run.
+PATIENCE = {"starting": ("starting the grading process", 60.0), "building": ("compiling the kernels", 300.0)}
 
 
 @dataclass(frozen=True)
 class Launched:
     """The grading child has been started and is booting."""
+
+
+@dataclass(frozen=True)
+class Building:
+    """The tree's C++ kernels are being compiled."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Slow:
     limit: float  # infinite while the reference is being timed
 
 
-Event = Launched | Started | Slow | CheckResult | TaskResult
+Event = Launched | Building | Started | Slow | CheckResult | TaskResult
 
 
 def grade(
@@ -287,7 +293,7 @@ class _Child:
         self.selector.register(output, selectors.EVENT_READ)
         self.buffer = b""
         self.prints = _HeadAndTail()
-        self.stage = "starting"  # starting, importing, between, checking, ended
+        self.stage = "starting"  # then building, importing, between, checking, ended
         self.current = ""  # id of the running check
         self.since = time.monotonic()
         self.stuck_frames: tuple[Frame, ...] | None = None
@@ -308,7 +314,7 @@ class _Child:
                     self._died()
                 return self.stage == "ended"
             now = time.monotonic()
-            if now - memory_checked > MEMORY_POLL_SECONDS:
+            if now - memory_checked > MEMORY_POLL_SECONDS and self.stage != "building":
                 memory_checked = now
                 limit = self.run.limits.memory_gib * 2**30
                 if processes.memory_of(self.process) > limit:
@@ -321,10 +327,11 @@ class _Child:
     def _too_long(self, now: float) -> bool:
         """End the check that has used up its time; say where its code stood."""
         taken = now - self.since
-        if self.stage == "starting":
-            if taken < STARTUP_SECONDS:
+        if self.stage in PATIENCE:
+            what, patience = PATIENCE[self.stage]
+            if taken < patience:
                 return False
-            self.run.problem = f"the grading process did not start within {STARTUP_SECONDS:.0f} s"
+            self.run.problem = f"{what} took more than {patience:.0f} s"
             return True
         limit = self._limit(taken)
         if self.stage == "checking" and taken > 1.0:
@@ -401,6 +408,9 @@ class _Child:
             case "collected":
                 for c in event["checks"]:
                     run.planned.setdefault(c["id"], (c["task"], c["title"]))
+            case "building":
+                self.stage = "building"
+                run.on_event(Building())
             case "importing":
                 self.stage = "importing"
             case "imported":
@@ -453,7 +463,7 @@ class _Child:
             summary = (
                 f"The process ended in the middle of the check (exit code {code}): os._exit, or a C library."
             )
-        if self.stage == "starting":
+        if self.stage in PATIENCE:
             self.run.problem = "the grading process could not start:\n" + self.prints.text()
         else:
             self._blame(Outcome.CRASHED, summary, frames)

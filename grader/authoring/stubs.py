@@ -358,6 +358,14 @@ def region_stub(source: str, day: str, tasks: set[int], place: str) -> str:
     return "".join(_outside_regions(source, day, tasks, place))
 
 
+def _not_written(place: str, day: str, task: str) -> str:
+    """The line that stands for a cut part. C++ can say so when it runs; a GPU kernel cannot throw."""
+    path = Path(place)
+    if path.suffix == ".cpp":
+        return f'throw NotWritten("day {day}, task {task}: {path.stem}");  // write this part'
+    return f"// day {day}, task {task}: write this part"
+
+
 def _outside_regions(source: str, day: str, tasks: set[int], place: str) -> Iterator[str]:
     inside: str | None = None
     opened_at = 0
@@ -373,7 +381,7 @@ def _outside_regions(source: str, day: str, tasks: set[int], place: str) -> Iter
             if int(inside) not in tasks:
                 raise SpecError(f"{place}:{number}: day {day} has no task {inside}")
             yield line
-            yield f"{opening[1]}// day {day}, task {inside}: write this part\n"
+            yield f"{opening[1]}{_not_written(place, day, inside)}\n"
         elif closing:
             if closing[1] != inside:
                 raise SpecError(f"{place}:{number}: task {closing[1]} ends here but did not begin")

@@ -214,7 +214,7 @@ CPP_STUB = """\
 #include <cmath>
 
   // [task 2: the loop
-  // day 1.1, task 2: write this part
+  throw NotWritten("day 1.1, task 2: copy");  // write this part
   // task 2]
 int given() { return 1; }
 """
