@@ -28,6 +28,8 @@ def main(job: Mapping[str, Any]) -> None:
     stacks = Path(job["stack_file"]).open("w")  # noqa: SIM115 - faulthandler writes to it to the end
     faulthandler.enable(file=stacks)  # a segfault or SIGABRT leaves the Python stack here
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for habit in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):  # what the learner likes for their own projects
+        os.environ.pop(habit, None)
 
     import pytest
 

@@ -426,3 +426,9 @@ def test_what_takes_time_to_import_waits_until_it_is_needed() -> None:
     code = f"import sys, tinyllm.grader.plugin\nprint([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_pytest_habits_of_the_learner_do_not_reach_the_grading(course: Toy) -> None:
+    course.sums()
+    done = course.grade("1.1", PYTEST_ADDOPTS="--maxfail=1 -k nothing --no-such", PYTEST_PLUGINS="not_there")
+    assert done.returncode == 0
