@@ -220,8 +220,7 @@ class Grading:
         """A module of the day. Raises NotThere when it could not be imported or built."""
         if name in self._absent:
             raise self._absent[name]
-        if name not in self._modules:
-            assert self._import_failure is not None
+        if self._import_failure is not None and name.endswith(".py"):
             raise self._import_failure
         return self._modules[name]
 
