@@ -103,8 +103,8 @@ SMALL = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
-# Qwen2's own widths and heads. Layers, vocabulary, positions (of which RoPE makes a table) and 7B's MLP, 18944
-# wide, are cut: nothing but time grows with them.
+# Qwen2's own widths and heads. Layers, vocabulary, positions (of which RoPE makes a table) and 7B's MLP,
+# 18944 wide, are cut: nothing but time grows with them.
 REAL = SMALL | {"num_hidden_layers": 2, "vocab_size": 1009, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
 QWEN2_05B = REAL | {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14}
 QWEN2_7B = REAL | {
@@ -164,25 +164,39 @@ def fill(layer, dtype, weights, gain=1.0):
 
 
 def checkpoint(dtype, config, *, seed, quantized=None):
-    """(an mlx-lm model with seeded weights in `dtype`, mlx-lm's model of the same weights in float32).
+    """An mlx-lm model with seeded weights in `dtype`.
 
     `quantized`: group size and bits of all layers, or a function of path and layer as nn.quantize takes it.
     """
     qwen2 = mlx_lm_module("models.qwen2")
-    model, oracle = (qwen2.Model(qwen2.ModelArgs(**config)) for _ in range(2))
-    if quantized:
-        predicate = quantized if callable(quantized) else lambda path, m: hasattr(m, "to_quantized")
-        group_size, bits = (32, 4) if callable(quantized) else quantized
-        for m in (model, oracle):  # lazily: what is quantised here is replaced before anyone looks at it
-            nn.quantize(m, group_size=group_size, bits=bits, class_predicate=predicate)
+    model = qwen2.Model(qwen2.ModelArgs(**config))
+    if callable(quantized):
+        nn.quantize(model, class_predicate=quantized)
+    elif quantized:
+        nn.quantize(model, *quantized)
     weights = Weights(seed)
-    for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+    for path, layer in leaves(model):
         if layer.parameters():  # RoPE has none
             fill(layer, dtype, weights, gain=2.0 if path.endswith("embed_tokens") else 1.0)
+    return model
+
+
+def leaves(model):
+    return tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+
+
+def oracle_of(model):
+    """mlx-lm's model of the same weights, computing in float32."""
+    formats = {
+        path: {"group_size": layer.group_size, "bits": layer.bits}
+        for path, layer in leaves(model)
+        if hasattr(layer, "scales")
+    }
+    oracle = type(model)(model.args)
+    nn.quantize(oracle, class_predicate=lambda path, layer: formats.get(path, False))
     oracle.update(model.parameters())
     oracle.set_dtype(F32)
-    mx.eval(model.parameters(), oracle.parameters())
-    return model, oracle
+    return oracle
 
 
 def token_ids(shape, vocab_size, *, seed):
@@ -209,7 +223,7 @@ DEQUANTIZE = 4
 ALONG_A_BLOCK = 4
 
 
-def check_as_linear(embedding, x, x64, weight64, dtype=F32, *, fact="embedding-as-linear"):
+def check_as_linear(embedding, x, x64, weight64, dtype=F32):
     check.close(
         embedding.as_linear(x),
         x64 @ weight64.T,
@@ -218,7 +232,7 @@ def check_as_linear(embedding, x, x64, weight64, dtype=F32, *, fact="embedding-a
         roundings=2,  # the product and the cast
         magnitude=np.abs(x64) @ np.abs(weight64).T,
         what=f"Embedding(...).as_linear(x), weight {weight64.shape}, x {x64.shape} {dtype_name(dtype)}",
-        fact=fact,
+        fact="embedding-as-linear",
     )
 
 
@@ -274,7 +288,7 @@ def check_dequantized(solution, layer, dtype, *, what, fact):
     )
 
 
-def check_model(model, oracle, inputs, dtype=F32, *, fact, what="", quantized=False):
+def check_model(model, mlx_model, inputs, dtype=F32, *, fact, what="", quantized=False):
     """Logits against mlx-lm's in float32.
 
     A rounding of relative size u anywhere on the way moves the stream by u of its size. The norms keep
@@ -284,13 +298,14 @@ def check_model(model, oracle, inputs, dtype=F32, *, fact, what="", quantized=Fa
     of logits being some four standard deviations out, and for the softmax and the gate, which enlarge an
     error up to twice.
     """
-    want = as_float64(oracle(inputs))
-    config = oracle.args
+    got = model(inputs)
+    want = as_float64(oracle_of(mlx_model)(inputs))
+    config = mlx_model.args
     block = BLOCK + (DEQUANTIZE * ALONG_A_BLOCK if quantized else 0)
     block += 2 * inputs.shape[1] if dtype == F32 else 0  # the angles, as in a block
     roundings = config.num_hidden_layers * block + RMS_NORM + 2  # the last norm, the head and its cast
     check.close(
-        model(inputs),
+        got,
         want,
         dtype=dtype,
         terms=config.intermediate_size,
@@ -471,7 +486,7 @@ def test_dequantize_embedding(solution, dtype):
     for group_size, bits in ((32, 8), (128, 4)):
         layer = quantized_layer("embedding", dtype, group_size, bits, seed=410 + bits)
         what = f"QuantizedEmbedding 24 x 256, {bits} bits in groups of {group_size}"
-        check_dequantized(solution, layer, dtype, what=what, fact="dequantize-kinds")
+        check_dequantized(solution, layer, dtype, what=what, fact="dequantize-result")
 
 
 @task(3)
@@ -493,11 +508,13 @@ def test_dequantize_not_quantized(solution, dtype):
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_model_not_quantized(solution, tied, dtype):
     """the logits of two prompts, not quantised, head tied and untied"""
-    mlx_model, oracle = checkpoint(dtype, SMALL | {"tie_word_embeddings": tied}, seed=500)
+    mlx_model = checkpoint(dtype, SMALL | {"tie_word_embeddings": tied}, seed=500)
     model = solution.Qwen2ModelWeek1(mlx_model)
     for seed, shape in ((501, (2, 7)), (502, (3, 5))):
         inputs = token_ids(shape, 117, seed=seed)
-        check_model(model, oracle, inputs, dtype, fact="model-head", what=f", {'tied' if tied else 'untied'}")
+        check_model(
+            model, mlx_model, inputs, dtype, fact="model-head", what=f", {'tied' if tied else 'untied'}"
+        )
 
 
 # Groups must divide the widths: 128 needs wider layers. D is 32 there.
@@ -519,11 +536,11 @@ WIDER = SMALL | {"hidden_size": 256, "intermediate_size": 384, "num_attention_he
 def test_model_quantized(solution, dtype, bits, group_size, tied):
     """the logits of a quantised checkpoint"""
     config = (SMALL if group_size == 32 else WIDER) | {"tie_word_embeddings": tied}
-    mlx_model, oracle = checkpoint(dtype, config, seed=510 + bits, quantized=(group_size, bits))
+    mlx_model = checkpoint(dtype, config, seed=510 + bits, quantized=(group_size, bits))
     what = f", {bits} bits in groups of {group_size}, {'tied' if tied else 'untied'}"
     inputs = token_ids((2, 5), 117, seed=511)
     model = solution.Qwen2ModelWeek1(mlx_model)
-    check_model(model, oracle, inputs, dtype, quantized=True, fact="model-logits", what=what)
+    check_model(model, mlx_model, inputs, dtype, quantized=True, fact="model-logits", what=what)
 
 
 @task(4)
@@ -537,28 +554,30 @@ def test_model_mixed(solution):
         return {"group_size": 64 if wide else 32, "bits": 8 if wide else 4}
 
     config = SMALL | {"hidden_size": 192, "intermediate_size": 320, "tie_word_embeddings": False}
-    mlx_model, oracle = checkpoint(F32, config, seed=520, quantized=recipe)
+    mlx_model = checkpoint(F32, config, seed=520, quantized=recipe)
     inputs = token_ids((2, 5), 117, seed=521)
     model = solution.Qwen2ModelWeek1(mlx_model)
-    check_model(model, oracle, inputs, quantized=True, fact="model-reads", what=", 4 and 8 bits mixed")
+    check_model(model, mlx_model, inputs, quantized=True, fact="model-reads", what=", 4 and 8 bits mixed")
 
 
 @task(4)
 def test_model_lengths(solution):
     """one token, one prompt, and a longer one: every position's logits, none from what comes after it"""
-    mlx_model, oracle = checkpoint(F32, SMALL, seed=530)
+    mlx_model = checkpoint(F32, SMALL, seed=530)
     model = solution.Qwen2ModelWeek1(mlx_model)
     for seed, shape in ((531, (1, 1)), (532, (1, 23)), (533, (4, 2))):
-        check_model(model, oracle, token_ids(shape, 117, seed=seed), fact="model-causal")
+        check_model(model, mlx_model, token_ids(shape, 117, seed=seed), fact="model-causal")
 
 
 @task(4)
 @pytest.mark.parametrize("layers", [1, 2, 5])
 def test_model_depth(solution, layers):
     """as many layers as the checkpoint has, in their order"""
-    mlx_model, oracle = checkpoint(F32, SMALL | {"num_hidden_layers": layers}, seed=540 + layers)
+    mlx_model = checkpoint(F32, SMALL | {"num_hidden_layers": layers}, seed=540 + layers)
     model = solution.Qwen2ModelWeek1(mlx_model)
-    check_model(model, oracle, token_ids((2, 5), 117, seed=541), fact="model-head", what=f", {layers} layers")
+    check_model(
+        model, mlx_model, token_ids((2, 5), 117, seed=541), fact="model-head", what=f", {layers} layers"
+    )
 
 
 @task(4)
@@ -569,10 +588,10 @@ def test_model_depth(solution, layers):
 )
 def test_model_config(solution, config):
     """each number of the configuration is the checkpoint's own"""
-    mlx_model, oracle = checkpoint(F32, SMALL | config, seed=550)
+    mlx_model = checkpoint(F32, SMALL | config, seed=550)
     model = solution.Qwen2ModelWeek1(mlx_model)
     what = "".join(f", {name} {value}" for name, value in config.items())
-    check_model(model, oracle, token_ids((2, 6), 117, seed=551), fact="model-config", what=what)
+    check_model(model, mlx_model, token_ids((2, 6), 117, seed=551), fact="model-config", what=what)
 
 
 @task(4)
@@ -581,8 +600,8 @@ def test_model_config(solution, config):
 def test_model_real_shapes(solution, name, bits):
     """Qwen2's own widths and heads, cut to two layers, in bfloat16 and in 4 bits"""
     config = {"0.5B": QWEN2_05B, "7B": QWEN2_7B}[name]
-    mlx_model, oracle = checkpoint(BF16, config, seed=560, quantized=(64, bits) if bits else None)
+    mlx_model = checkpoint(BF16, config, seed=560, quantized=(64, bits) if bits else None)
     what = f", widths of Qwen2-{name}" + (f", {bits} bits in groups of 64" if bits else "")
     model = solution.Qwen2ModelWeek1(mlx_model)
     inputs = token_ids((1, 3), 1009, seed=561)
-    check_model(model, oracle, inputs, BF16, quantized=bool(bits), fact="model-logits", what=what)
+    check_model(model, mlx_model, inputs, BF16, quantized=bool(bits), fact="model-logits", what=what)

@@ -120,10 +120,8 @@ def dequantize_linear(mlx_layer: Any) -> mx.array:
     A layer that has `scales` is quantised: dequantize_linear returns mx.dequantize of its weight, scales and
     biases, with that layer's own group_size and bits. Of any other layer it returns the weight as it is.
 
-    The layer is a linear or an embedding. A linear's own `bias` is not part of the result.
-
-    The result has shape (out, in), or (V, E) for an embedding, and the dtype of the layer's scales, or of an
-    unquantised weight.
+    The layer is a linear or an embedding, and the result is its weight alone, (out, in) or (V, E), without a
+    linear's own `bias`; it has the dtype of the layer's scales, or of the unquantised weight.
 
     Args:
         mlx_layer: an mlx.nn Linear, QuantizedLinear (affine mode), Embedding or QuantizedEmbedding.
