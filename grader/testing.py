@@ -6,8 +6,12 @@ course's terms; `close` derives its tolerance from dtype and reduction length ag
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -54,6 +58,20 @@ def sample(
 def as_float64(array: mx.array) -> np.ndarray:
     """The values of a float array of any dtype, exactly."""
     return np.array(array.astype(mx.float32)).astype(np.float64)
+
+
+def mlx_lm_module(name: str) -> ModuleType:
+    """A module of mlx-lm that needs MLX alone, such as "models.qwen2", to build an oracle from.
+
+    mlx-lm's own __init__ brings in transformers, which takes a second or two; it is not run here. So
+    `mlx_lm.load` and its like are missing in a process that has called this before importing mlx_lm.
+    """
+    if "mlx_lm" not in sys.modules:
+        spec = importlib.util.find_spec("mlx_lm")
+        if spec is None:
+            raise ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm")
+        sys.modules["mlx_lm"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"mlx_lm.{name}")
 
 
 class CheckFailed(AssertionError):

@@ -136,10 +136,10 @@ def _solution_complaint(item: _Import, tree: str, lifted: frozenset[str]) -> str
 
 
 def _tests_complaint(item: _Import) -> str:
-    allowed = ("pytest", "numpy", "mlx", "tinyllm.grader.testing")
+    allowed = ("pytest", "numpy", "mlx", "mlx_lm", "tinyllm.grader.testing")
     if not item.relative and (_is_stdlib(item.name) or any(_within(item.name, name) for name in allowed)):
         return ""
-    return "tests import pytest, numpy, mlx and tinyllm.grader.testing; the rest comes from `solution`"
+    return "tests import pytest, numpy, mlx, mlx_lm and tinyllm.grader.testing; the rest is `solution`'s"
 
 
 def _kernels_complaint(item: _Import) -> str:

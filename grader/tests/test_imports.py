@@ -63,6 +63,7 @@ ALLOWED = {
     "checkpoints/day1_1/test_it.py": (
         "import pytest\nimport numpy as np\nimport mlx.core as mx\nimport math\n"
         "from tinyllm.grader.testing import check\nfrom tinyllm.grader import testing\n"
+        "import mlx_lm\nfrom mlx_lm.models import qwen2\n"
     ),
     "kernels/build.py": "import nanobind\nimport numpy\nfrom . import a\nfrom tinyllm.kernels import a\n",
     "grader/runner.py": "import click\nfrom . import catalog\nfrom .authoring import stubs\nimport numpy\n",
@@ -106,7 +107,11 @@ REFUSED = [
         "star import of tinyllm.exercises.week1.b: name what you use",
     ),
     ("exercises/a.py", "from math import *", "star import of math: name what you use"),
-    ("checkpoints/day1_1/test_a.py", "import torch", "imports torch: tests import pytest, numpy, mlx"),
+    (
+        "checkpoints/day1_1/test_a.py",
+        "import torch",
+        "imports torch: tests import pytest, numpy, mlx, mlx_lm",
+    ),
     (
         "checkpoints/day1_1/test_a.py",
         "from tinyllm.grader.catalog import Day",
@@ -115,7 +120,7 @@ REFUSED = [
     (
         "checkpoints/day1_1/test_a.py",
         "from tinyllm.reference.week1 import a",
-        "the rest comes from `solution`",
+        "the rest is `solution`'s",
     ),
     ("checkpoints/day1_1/test_a.py", "from . import b", "imports tinyllm.checkpoints.day1_1.b: tests import"),
     ("kernels/a.py", "from tinyllm.grader import clone", "kernels/ knows nothing else of ours"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -153,3 +156,17 @@ def test_long_values_are_shortened() -> None:
     assert len(found.got) < 80
     assert found.got.endswith("... (list)")
     assert refusal(lambda: Check().exact(np.ones((2, 3)), 1, what=WHAT)).got == "numpy array (2, 3) float64"
+
+
+def test_a_module_of_mlx_lm_comes_without_transformers() -> None:
+    code = (
+        "import sys\n"
+        "from tinyllm.grader.testing import mlx_lm_module\n"
+        "qwen2 = mlx_lm_module('models.qwen2')\n"
+        "assert mlx_lm_module('models.qwen2') is qwen2\n"
+        "import mlx_lm.models.qwen2\n"
+        "assert mlx_lm.models.qwen2.Model is qwen2.Model\n"
+        "print('transformers' in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
