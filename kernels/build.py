@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from . import cache
+
 GLUE = Path(__file__).parent / "cpp"
 MODULE = "tinyllm_native"
 MONTH = 30 * 24 * 3600.0  # seconds
@@ -82,17 +84,20 @@ def build(folder: Path, overlays: Mapping[str, Path] | None = None) -> Path:
     compiler = find_compiler()
     setup = _hash([_toolchain(compiler), *(f"{p.name}\0{p.read_text()}" for p in sorted(GLUE.iterdir()))])
     state = _hash([setup, *(f"{name}\0{text}" for name, text in sorted(sources.items()))])
-    cache = cache_folder()
-    built = cache / f"{MODULE}-{state}.so"
+    kept = cache.folder("kernels")
+    built = kept / f"{MODULE}-{state}.so"
     if built.is_file():
         built.touch()
         return built
-    _drop_old(cache)
-    workshop = cache / f"build-{setup}"
-    workshop.mkdir(parents=True, exist_ok=True)
-    with _locked(workshop / ".lock"):
-        if not built.is_file():
-            _compile(workshop, sources, compiler, built)
+    workshop = kept / f"build-{setup}"
+    try:
+        workshop.mkdir(parents=True, exist_ok=True)
+        _drop_old(kept)
+        with _locked(workshop / ".lock"):
+            if not built.is_file():
+                _compile(workshop, sources, compiler, built)
+    except OSError as error:
+        raise BuildFault(f"{error.filename or kept}: {error.strerror}") from None
     return built
 
 
@@ -109,16 +114,6 @@ def find_compiler() -> str:
         if found:
             return found
     raise NoCompiler("there is no C++ compiler")
-
-
-def cache_folder() -> Path:
-    """Where built modules are kept: TINYLLM_CACHE, else the user's cache folder of this system."""
-    chosen = os.environ.get("TINYLLM_CACHE")
-    if chosen:
-        return Path(chosen) / "kernels"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "tinyllm" / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyllm" / "kernels"
 
 
 # ---- compiling ----
@@ -231,9 +226,9 @@ def _text(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def _drop_old(cache: Path) -> None:
+def _drop_old(kept: Path) -> None:
     """Keep the cache small: what nobody built or used for a month goes. A build tree takes 30 MB."""
-    for entry in cache.glob("*"):
+    for entry in kept.glob("*"):
         with contextlib.suppress(OSError):  # another process may be tidying up too
             if time.time() - entry.stat().st_mtime > MONTH:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -224,3 +224,11 @@ def test_old_leftovers_go(cache: Path) -> None:
     assert not (cache / "build-old").exists()
     assert not (cache / "tinyllm_native-old.so").exists()
     assert (cache / "tinyllm_native-new.so").exists()
+
+
+def test_a_cache_that_cannot_be_written(course: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TINYLLM_CACHE", str(tmp_path / "file"))
+    report = grade(course)
+    assert outcome(report, 2) is Outcome.NOT_RUN_HERE
+    assert "Not a directory" in failure(report).summary
