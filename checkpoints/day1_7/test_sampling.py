@@ -105,7 +105,7 @@ def check_drawn(call, x, x64, temp, keep=True, *, seed, what, fact, count=DRAWS)
         distribution(x64, temp, keep),
         count=count,
         slack=UNIT_ROUNDOFF[x.dtype] * largest / temp,
-        what=f"{what}, logprobs ({count}, {str(tuple(x.shape))[1:]} {dtype_name(x.dtype)}",
+        what=f"{what}, logprobs {(count, *x.shape)} {dtype_name(x.dtype)}",
         fact=fact,
     )
 
@@ -635,7 +635,7 @@ def test_sampler_greedy(solution, dtype):
     for settings in ((0, None, None), (0.0, 0.9, 3, 0.1)):
         sampler, shown = sampler_of(solution, *settings)
         what = f"{shown}(logprobs), logprobs (2, 3, 7) {dtype_name(dtype)}"
-        check.ids(sampler(x), x64.argmax(axis=-1), what=what, fact="sampler-off")
+        check.ids(sampler(x), x64.argmax(axis=-1), what=what, fact="sampler-greedy")
 
 
 @task(5)
