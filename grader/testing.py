@@ -27,6 +27,9 @@ UNIT_ROUNDOFF = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-
 # The gap between the smallest numbers: no result can be nearer than half of it.
 SMALLEST_STEP = {mx.float32: 2.0**-149, mx.float16: 2.0**-24, mx.bfloat16: 2.0**-133}
 
+# The probability, at most, with which `check.draws` refuses draws that come from the right distribution.
+FALSE_ALARM = 1e-12
+
 
 def dtype_name(dtype: mx.Dtype) -> str:
     """ "float32" for mx.float32."""
@@ -191,6 +194,89 @@ class Check:
                 **told,
             )
 
+    def ids(self, got: Any, want: np.ndarray, *, what: str, fact: str = "", why: str = "") -> None:
+        """Compare token ids with the only right ones: an mx.array of integers, its shape, every id."""
+        want = np.asarray(want)
+        told = {"checked": what, "fact": fact}
+        values = np.array(self._array(got, want.shape, None, told, why))
+        self.ratios.append(0.0)
+        bad = values != want
+        if bad.any():
+            self._fail(
+                f"{_count(bad)} not the right token id." + _sentence(why),
+                where=_where(bad, values, want),
+                **told,
+            )
+
+    def draws(
+        self,
+        got: Any,
+        probabilities: np.ndarray,
+        *,
+        count: int,
+        what: str,
+        fact: str = "",
+        why: str = "",
+        slack: float = 0.0,
+    ) -> None:
+        """Compare `count` independent draws of token ids, (count, ...), with the distribution they must
+        come from, (..., V) in float64.
+
+        An id of probability 0 may not come out at all. An id that must have come out by now, because
+        missing it `count` times is nearly impossible, may not be absent. Every other id's share of the
+        draws may differ from its probability by `slack`, what a computation in the dtype may move it by,
+        plus sqrt(ln(4 * cells / FALSE_ALARM) / (2 * count)): by Hoeffding's inequality, over all cells (the
+        elements of `probabilities`), right draws are refused with a probability of at most FALSE_ALARM.
+        """
+        p = np.asarray(probabilities, dtype=np.float64)
+        told = {"checked": f"{what}, {count} draws", "fact": fact}
+        ids = np.array(self._array(got, (count, *p.shape[:-1]), None, told, why)).astype(np.int64)
+        vocab = p.shape[-1]
+        outside = (ids < 0) | (ids >= vocab)
+        if outside.any():
+            self._fail(
+                f"{_count(outside)} no token id: ids go from 0 to {vocab - 1}." + _sentence(why),
+                where=f"first: {ids[outside][0]}",
+                **told,
+            )
+        counts = (ids[..., None] == np.arange(vocab)).sum(axis=0)  # (..., V)
+
+        impossible = (p == 0) & (counts > 0)
+        if impossible.any():
+            at = _first(impossible)
+            self._fail(
+                "A token came out that may never come out." + _sentence(why),
+                expected=f"ids of {_id_set(p[at[:-1]] > 0)}",
+                got=f"id {at[-1]}, {counts[at]} times{_row(at)}",
+                **told,
+            )
+        # ln((1 - p) ** count): the chance that an id of probability p - slack is never drawn.
+        with np.errstate(divide="ignore"):
+            chance = count * np.log1p(-np.clip(p - slack, 0, 1))
+        absent = (counts == 0) & (chance < math.log(FALSE_ALARM / 2 / p.size))
+        if absent.any():
+            at = _first(absent)
+            self._fail(
+                "A token never came out that must come out." + _sentence(why),
+                expected=f"id {at[-1]} about {p[at] * count:.0f} times{_row(at)}",
+                got=f"only ids of {_id_set(counts[at[:-1]] > 0)}",
+                **told,
+            )
+        tolerance = slack + math.sqrt(math.log(4 * p.size / FALSE_ALARM) / (2 * count))
+        error = np.abs(counts / count - p)
+        worst = float(error.max()) / tolerance
+        self.ratios.append(worst)
+        if not worst <= 1:
+            at = np.unravel_index(int(error.argmax()), error.shape)
+            self._fail(
+                "The tokens do not come out as often as they should." + _sentence(why),
+                where=f"id {int(at[-1])}{_row(at)}: expected a share of {p[at]:.3f}, "
+                f"got {counts[at] / count:.3f}",
+                error=f"difference {error[at]:.3g}; tolerance {tolerance:.2g} for {count} draws",
+                ratio=worst,
+                **told,
+            )
+
     def raises(
         self, error: type[BaseException], call: Callable[[], Any], *, what: str, why: str = ""
     ) -> None:
@@ -215,9 +301,10 @@ class Check:
             self._fail(summary, checked=what, fact=fact)
 
     def _array(
-        self, got: Any, shape: tuple[int, ...], dtype: mx.Dtype, told: dict[str, str], why: str
+        self, got: Any, shape: tuple[int, ...], dtype: mx.Dtype | None, told: dict[str, str], why: str
     ) -> mx.array:
-        expected = f"mx.array {_shape(shape)} {dtype_name(dtype)}"
+        """`got`, evaluated, once its type, shape and dtype are right; a dtype of None is any integer one."""
+        expected = f"mx.array {_shape(shape)} {dtype_name(dtype) if dtype else 'of integers'}"
         if got is None:
             self._fail("The result is None: is there a `return`?", expected=expected, got="None", **told)
         if not isinstance(got, mx.array):
@@ -234,7 +321,7 @@ class Check:
                 got=f"mx.array {_shape(got.shape)} {dtype_name(got.dtype)}",
                 **told,
             )
-        if got.dtype != dtype:
+        if got.dtype != dtype if dtype else not mx.issubdtype(got.dtype, mx.integer):
             self._fail(
                 "The dtype is wrong." + _sentence(why),
                 expected=expected,
@@ -282,6 +369,20 @@ def _where(bad: np.ndarray, values: np.ndarray, want: np.ndarray) -> str:
     """The first wrong element: "first at [0, 2]: expected 0.73, got 0.5"."""
     at = np.unravel_index(int(bad.argmax()), bad.shape)
     return f"first at {_index(at)}: expected {_number(want[at])}, got {_number(values[at])}"
+
+
+def _first(bad: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(bad)[0])
+
+
+def _row(at: Sequence[Any]) -> str:
+    """ " in row [0, 2]" of an index whose last number is a token id; nothing when there is one row."""
+    return f" in row {_index(at[:-1])}" if len(at) > 1 else ""
+
+
+def _id_set(among: np.ndarray) -> str:
+    """The ids marked in a row: "{0, 3, 5}"."""
+    return "{" + ", ".join(str(int(i)) for i in np.flatnonzero(among)) + "}"
 
 
 def _kinds(values: np.ndarray) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from tinyllm.grader.report import Failure
 from tinyllm.grader.testing import (
+    FALSE_ALARM,
     FLOATS,
     UNIT_ROUNDOFF,
     Check,
@@ -170,3 +171,103 @@ def test_a_module_of_mlx_lm_comes_without_transformers() -> None:
     )
     ran = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "False\n"
+
+
+def ids(got, want) -> None:
+    Check().ids(got, np.asarray(want), what=WHAT)
+
+
+@pytest.mark.parametrize("dtype", [mx.int32, mx.uint32, mx.int64, mx.uint8])
+def test_token_ids_may_have_any_integer_dtype(dtype) -> None:
+    check = Check()
+    check.ids(mx.array([[1, 2], [0, 7]], dtype=dtype), np.array([[1, 2], [0, 7]]), what=WHAT)
+    assert check.ratios == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("got", "words"),
+    [
+        (None, "is there a `return`"),
+        (3, "not an mx.array"),
+        (mx.array([1.0, 2.0]), "dtype is wrong"),
+        (mx.array([True, False]), "dtype is wrong"),
+        (mx.array([[1, 2]]), "look at your reshapes"),
+        (mx.array([1, 3]), "1 of 2 elements is not the right token id"),
+    ],
+)
+def test_wrong_token_ids_are_refused(got, words: str) -> None:
+    assert words in refusal(lambda: ids(got, [1, 2])).summary
+
+
+def test_what_token_ids_must_be_is_said() -> None:
+    found = refusal(lambda: ids(mx.array([1.0, 2.0]), [1, 2]))
+    assert (found.expected, found.got) == ("mx.array (2,) of integers", "mx.array (2,) float32")
+    assert refusal(lambda: ids(mx.array([1, 3]), [1, 2])).where == "first at [1]: expected 2, got 3"
+
+
+ROWS = np.array([[0.5, 0.3, 0.2, 0.0], [0.1, 0.0, 0.1, 0.8]])
+COUNT = 4000
+
+
+def drawn(rows: np.ndarray, seed: int, count: int = COUNT) -> mx.array:
+    """`count` draws from each row, (count, rows)."""
+    rng = np.random.default_rng(seed)
+    return mx.array(np.stack([rng.choice(rows.shape[-1], count, p=row) for row in rows], axis=-1))
+
+
+def draws(got, rows: np.ndarray = ROWS, count: int = COUNT, **options) -> float:
+    check = Check()
+    check.draws(got, rows, count=count, what=WHAT, **options)
+    return check.ratios[-1]
+
+
+def test_right_draws_are_accepted() -> None:
+    assert max(draws(drawn(ROWS, seed)) for seed in range(50)) < 0.6
+    assert draws(mx.array([2] * 10), np.array([0.0, 0.0, 1.0]), count=10) == 0
+
+
+def test_the_tolerance_of_draws_is_hoeffding_s() -> None:
+    """What it promises, over cells and both sides, is FALSE_ALARM / 2; the other half is for absent ids."""
+    off = np.array([[0.3, 0.5, 0.2, 0.0], [0.1, 0.0, 0.1, 0.8]])
+    found = refusal(lambda: draws(drawn(off, 1)))
+    assert found.ratio is not None
+    tolerance = 0.2 / found.ratio
+    bound = 2 * ROWS.size * np.exp(-2 * COUNT * tolerance**2)
+    assert 0.3 < np.log(bound) / np.log(FALSE_ALARM / 2) < 1.1
+    assert found.checked == f"{WHAT}, {COUNT} draws"
+    assert found.where.startswith("id 0 in row [0]: expected a share of 0.500, got 0.")
+    assert draws(drawn(off, 1), slack=0.2) < 1
+
+
+def test_an_impossible_id_is_refused_at_its_first_coming() -> None:
+    got = np.array(drawn(ROWS, 2))
+    got[17, 1] = 1
+    found = refusal(lambda: draws(mx.array(got)))
+    assert found.ratio is None
+    assert "may never come out" in found.summary
+    assert (found.expected, found.got) == ("ids of {0, 2, 3}", "id 1, 1 times in row [1]")
+
+
+def test_an_id_that_must_come_out_is_missed() -> None:
+    without = np.array([[0.5, 0.3, 0.2, 0.0], [0.2, 0.0, 0.0, 0.8]])
+    found = refusal(lambda: draws(drawn(without, 3)))
+    assert found.ratio is None
+    assert "never came out" in found.summary
+    assert found.expected == "id 2 about 400 times in row [1]"
+    assert found.got == "only ids of {0, 3}"
+    # Few draws prove nothing: an id of probability 0.1 is easily missed ten times.
+    assert draws(mx.array([[0, 3]] * 10), without * 0.9 + ROWS * 0.1, count=10) < 1
+
+
+@pytest.mark.parametrize(
+    ("got", "words"),
+    [
+        (None, "is there a `return`"),
+        (mx.zeros((COUNT, 2)), "dtype is wrong"),
+        (mx.zeros((COUNT,), dtype=mx.int32), "shape is wrong"),
+        (mx.full((COUNT, 2), 4), "no token id: ids go from 0 to 3"),
+        (mx.full((COUNT, 2), -1), "no token id"),
+    ],
+)
+def test_draws_of_the_wrong_kind_are_refused(got, words: str) -> None:
+    assert words in refusal(lambda: draws(got)).summary
