@@ -358,7 +358,7 @@ def test_loop_feeds_every_token_back(solution, dtype):
         check.exact([t for t, _ in seen], want, what=f"the tokens of {what}", fact="model-input")
         calls = [n for _, n in seen]
         what = f"model calls made when each token of {what} came"
-        check.exact(calls, [1, 2, 3, 4, 5, 6], what=what, fact="model-input")
+        check.exact(calls, [1, 2, 3, 4, 5, 6], what=what, fact="loop-yields")
 
 
 @task(2)
@@ -401,8 +401,8 @@ def test_loop_with_a_sampler(solution):
     got = list(solution.generate_tokens(HistoryModel(50), [2, 7], {50}, sampler, 4))
     want = history_reply([2, 7], 4, 50, rank=2)
     what = "list(generate_tokens(model, [2, 7], {50}, sampler, 4)), a sampler that takes the second best"
-    check.exact(got, want, what=what, fact="loop-sampler")
-    check.exact(len(sampler.given), 4, what=f"calls of the sampler in {what}", fact="loop-sampler")
+    check.exact(got, want, what=what, fact="loop-yields")
+    check.exact(len(sampler.given), 4, what=f"calls of the sampler in {what}", fact="loop-yields")
 
 
 PROMPT_PIECES = (b"the", b" cat", b" sat")
