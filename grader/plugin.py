@@ -141,6 +141,7 @@ class Grading:
         kept = [i for i in items if self.only_task is None or _task_number(i) == self.only_task]
         if self.only_ids is not None:
             kept = [i for i in kept if check_id(i) in self.only_ids]
+        kept.sort(key=_task_number)  # in the day's order, however its test files are called
         config.hook.pytest_deselected(items=[i for i in items if i not in kept])
         items[:] = kept
 
