@@ -36,8 +36,7 @@ def save(folder: Path, state: State, model: GPTConfig, config: TrainConfig) -> N
         "train": asdict(config),
     }
     (new / "state.json").write_text(json.dumps(rest, indent=1) + "\n", encoding="utf-8")
-    # A folder cannot be replaced in one step. Between these two `folder` is missing and `load` takes the old
-    # one.
+    # A folder cannot be replaced in one step. Between these two it is missing, and `load` takes the old one.
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
@@ -50,12 +49,13 @@ def load(folder: Path) -> tuple[State, GPTConfig, TrainConfig]:
     if not folder.exists():
         folder = folder.with_name(folder.name + ".old")
     rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    parts: dict[str, Parameters] = {part: {} for part in ARRAYS}
-    for key, array in mx.load(str(folder / "state.safetensors")).items():
-        part, _, name = key.partition(".")
-        parts[part][name] = array
+    model = GPTConfig(**rest["model"])
+    arrays = mx.load(str(folder / "state.safetensors"))
+    # subtle: in the model's order, which a file does not keep. The gradient's norm is summed in this order, and
+    # another order rounds differently.
+    parts = {part: {name: arrays[f"{part}.{name}"] for name in model.shapes()} for part in ARRAYS}
     state = State(**parts, step=rest["step"], position=rest["position"], history=rest["history"])
-    return state, GPTConfig(**rest["model"]), TrainConfig(**rest["train"])
+    return state, model, TrainConfig(**rest["train"])
 
 
 def export(folder: Path, parameters: Parameters, model: GPTConfig, tokenizer: Path, eos: list[int]) -> None:
@@ -100,8 +100,9 @@ def load_exported(folder: Path) -> tuple[Parameters, GPTConfig]:
     for name in model.shapes():
         stem = name.removesuffix(".weight")
         if f"{stem}.scales" in weights:
-            packed = weights[name], weights[f"{stem}.scales"], weights[f"{stem}.biases"]
-            parameters[name] = mx.dequantize(*packed, group_size=GROUP_SIZE, bits=BITS).astype(mx.float32)
+            # subtle: cast first. Dequantised in float16, a weight would be rounded a second time.
+            scales, biases = (weights[f"{stem}.{p}"].astype(mx.float32) for p in ("scales", "biases"))
+            parameters[name] = mx.dequantize(weights[name], scales, biases, group_size=GROUP_SIZE, bits=BITS)
         else:
             parameters[name] = weights[name].astype(mx.float32)
     return parameters, model

@@ -56,16 +56,16 @@ CHAT_TEMPLATE = """\
         {%- if message.content %}
             {{- message.content }}
         {%- endif %}
-        {%- for call in message.tool_calls or [] %}
-            {%- set call = call.function or call %}
+        {%- for tool_call in message.tool_calls or [] %}
+            {%- set tool_call = tool_call.function or tool_call %}
             {%- if message.content or not loop.first %}
                 {{- '\\n' }}
             {%- endif %}
-            {{- '<tool_call>\\n{"name": "' + call.name + '", "arguments": ' }}
-            {%- if call.arguments is string %}
-                {{- call.arguments }}
+            {{- '<tool_call>\\n{"name": "' + tool_call.name + '", "arguments": ' }}
+            {%- if tool_call.arguments is string %}
+                {{- tool_call.arguments }}
             {%- else %}
-                {{- call.arguments | tojson }}
+                {{- tool_call.arguments | tojson }}
             {%- endif %}
             {{- '}\\n</tool_call>' }}
         {%- endfor %}
