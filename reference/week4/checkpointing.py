@@ -51,7 +51,7 @@ def load(folder: Path) -> tuple[State, GPTConfig, TrainConfig]:
     rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     model = GPTConfig(**rest["model"])
     arrays = mx.load(str(folder / "state.safetensors"))
-    # subtle: in the model's order, which a file does not keep. The gradient's norm is summed in this order, and
+    # subtle: in the model's order, which a file does not keep. The gradient's norm is summed in it, and
     # another order rounds differently.
     parts = {part: {name: arrays[f"{part}.{name}"] for name in model.shapes()} for part in ARRAYS}
     state = State(**parts, step=rest["step"], position=rest["position"], history=rest["history"])
