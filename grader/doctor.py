@@ -41,10 +41,36 @@ print(json.dumps({"version": mx.__version__, "device": str(mx.default_device().t
                   "cuda": getattr(mx, "cuda", None) is not None and mx.cuda.is_available()}))
 """
 
+# The BLAS is chosen before MLX is loaded, once per process; 512 cubed takes 0.2 s on the slow one.
+ASK_BLAS = """
+import json, time
+from tinyllm.kernels import blas
+state = blas.prepare()
+import mlx.core as mx
+a = mx.random.normal((512, 512), stream=mx.cpu)
+mx.eval(a)
+seconds = []
+for _ in range(3):
+    began = time.perf_counter()
+    mx.eval(mx.matmul(a, a, stream=mx.cpu))
+    seconds.append(time.perf_counter() - began)
+print(json.dumps({"state": str(state), "prepared": state.in_use, "used": blas.used(), "fix": state.fix,
+                  "gflops": 2 * 512**3 / min(seconds) / 1e9}))
+"""
+
 
 def examine(clone: Clone, course: Course) -> list[Finding]:
     """Everything worth knowing, in the order in which it matters."""
-    return [_python(), _install(clone), _mlx(), _mlx_builds(), _git(clone), _compiler(), _terminal()]
+    return [
+        _python(),
+        _install(clone),
+        _mlx(),
+        _mlx_builds(),
+        _blas(),
+        _git(clone),
+        _compiler(),
+        _terminal(),
+    ]
 
 
 def day_needs(course: Course) -> list[tuple[str, str, bool]]:
@@ -109,6 +135,23 @@ def _mlx_builds() -> Finding:
     if not builds:
         return Finding("MLX library", State.NOTE, "not from a wheel of ours; built from source?")
     return Finding("MLX library", State.OK, f"{builds[0]} {_version(builds[0])}")
+
+
+def _blas() -> Finding:
+    """What multiplies float32 matrices on the CPU, and how fast."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", ASK_BLAS], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return Finding("BLAS", State.NOTE, "not measured: MLX did not multiply two matrices")
+    facts = json.loads(done.stdout)
+    speed = f"{facts['state']}: {facts['gflops']:.3g} GFLOP/s (float32, 512 x 512 x 512)"
+    if facts["fix"]:
+        return Finding("BLAS", State.LATER, speed, facts["fix"])
+    if facts["prepared"] and not facts["used"]:
+        return Finding("BLAS", State.NOTE, f"{speed}, but MLX's products go elsewhere (LD_PRELOAD?)")
+    return Finding("BLAS", State.OK, speed)
 
 
 def _git(clone: Clone) -> Finding:

@@ -10,6 +10,7 @@ from ..clone import find_clone
 from ..errors import CourseError
 from . import kills as kill_sweep
 from . import latency as latency_bench
+from . import products
 
 
 @click.group()
@@ -49,6 +50,18 @@ def kills(day: str, runs: int, seed: int) -> None:
     for fault in result.faults:
         click.echo(fault)
     sys.exit(1 if result.faults else 0)
+
+
+@main.command()
+@click.option("--runs", type=click.IntRange(min=1), default=5, help="Interleaved runs (default: 5).")
+def blas(runs: int) -> None:
+    """Matrix products on the CPU, as MLX is shipped and with the BLAS that the course puts under it."""
+    try:
+        result = products.measure(runs, say=click.echo)
+    except CourseError as error:
+        click.echo(error.message, err=True)
+        sys.exit(error.exit_code)
+    click.echo(products.summary(result))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,23 @@ def test_an_unknown_day_is_told(course: Toy) -> None:
         done = bench(course, command, "day8.8")
         assert done.returncode == 2
         assert "no day called" in done.stderr
+
+
+def test_blas_compares_the_two_ways(course: Toy) -> None:
+    done = bench(course, "blas", "--runs", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"run 1: 512\^3 [\d.e+]+ and [\d.e+]+ GFLOP/s; 1024\^3", done.stdout)
+    assert len(re.findall(r"[\d.]+ times$", done.stdout, re.M)) == 2
+
+
+def test_blas_needs_an_mlx(course: Toy) -> None:
+    course.write("site/mlx/__init__.py", "raise ImportError('no MLX here')\n")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tinyllm.grader.bench", "blas", "--runs", "1"],
+        env=course.environment(PYTHONPATH=str(course.root / "site")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "no MLX here" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import pytest
 
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import Toy
+
+slow_blas = pytest.mark.skipif(
+    sys.platform != "linux" or not list(Path(pytest.__file__).parents[1].glob("mlx_cpu.libs/libblas-*")),
+    reason="only MLX's CPU wheel for Linux brings the slow BLAS",
+)
 
 
 @pytest.fixture
@@ -56,12 +62,45 @@ def test_an_mlx_that_cannot_be_imported(course: Toy, tmp_path: Path) -> None:
     text = " ".join(done.stdout.split())
     assert done.returncode == 3
     assert "MISSING MLX: ImportError: libmlx.so: cannot open shared object file" in text
+    assert "note BLAS: not measured" in text
     assert "not here days 1.1 to 1.2 need" in text
     graded = course.grade("day1.1", PYTHONPATH=str(tmp_path / "site"))
     assert graded.returncode == 3
     assert "could not be graded: the grading process could not start" in " ".join(graded.stdout.split())
     assert "libmlx.so" in graded.stdout
     assert "tinyllm-grade doctor" in graded.stdout
+
+
+@slow_blas
+def test_which_blas_is_in_use(course: Toy, tmp_path: Path) -> None:
+    text = said(course, TINYLLM_CACHE=str(tmp_path / "cache"))
+    assert re.search(
+        r"ok BLAS: OpenBLAS 0\.[\d.]+, \d+ threads?: [\d.e+]+ GFLOP/s \(float32, 512 x 512 x 512\)",
+        text,
+    )
+    text = said(course, TINYLLM_CACHE=str(tmp_path / "cache"), TINYLLM_BLAS="off")
+    assert re.search(r"later BLAS: MLX's own, because TINYLLM_BLAS is off: [\d.e+]+ GFLOP/s", text)
+    assert "fix: unset TINYLLM_BLAS" in text
+
+
+@slow_blas
+def test_no_compiler_for_a_faster_blas(course: Toy, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    text = said(course, PATH=str(tmp_path / "empty"), CC="", TINYLLM_CACHE=str(tmp_path / "cache"))
+    assert "later BLAS: MLX's own, because there is no C compiler to connect a faster one" in text
+    assert (
+        "fix: sudo apt install gcc (or your system's name); without root: python -m pip install ziglang"
+        in text
+    )
+
+
+@slow_blas
+def test_a_blas_preloaded_by_the_user(course: Toy, tmp_path: Path) -> None:
+    library = tmp_path / "own.so"
+    own = b"void cblas_sgemm(void) {}"
+    subprocess.run(["cc", "-x", "c", "-shared", "-fPIC", "-o", library, "-"], input=own, check=True)
+    text = said(course, LD_PRELOAD=str(library), TINYLLM_CACHE=str(tmp_path / "cache"))
+    assert re.search(r"note BLAS: OpenBLAS .* but MLX's products go elsewhere", text)
 
 
 def test_a_day_that_needs_a_compiler(course: Toy, tmp_path: Path) -> None:
