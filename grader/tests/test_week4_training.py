@@ -424,3 +424,23 @@ def test_quality_counts_what_is_right(
     scores = quality.measure({}, MODEL, encode, lambda i: decode(i, skip_special_tokens=False), samples=30)
     assert set(scores) == {"story", "question", "tool call", "tool answer"}
     assert all(score.right == score.asked > 0 for score in scores.values())
+
+
+def test_the_command_trains_goes_on_and_exports(tokenizer_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", f"{WEEK4}.train", str(tmp_path / "run")]
+    command += ["--tokenizer", str(tokenizer_folder), "--model", "tiny-qwen2-draft", "--rows", "1"]
+
+    def train(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+
+    begun = train("--steps", "2", "--export", str(tmp_path / "model"))
+    assert begun.returncode == 0, begun.stderr
+    assert "2/2  loss " in begun.stdout
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
+    assert "step 2 of 2" in train("--steps", "2").stdout
+    other = train("--steps", "3")
+    assert other.returncode == 1
+    assert "was begun with other settings" in other.stderr

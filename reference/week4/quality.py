@@ -6,12 +6,21 @@ MODEL is an exported folder. Prints, for each kind of reply, how many of how man
 `stories.check_story`, answers and tool calls by comparison.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from tinyllm.kernels import blas
+
+blas.prepare()  # before the next lines import mlx.core
+
+from . import tokenizer
+from .checkpointing import load_exported
 from .corpus import END, TURN_END, Sample, Turn, sample
 from .gpt import GPTConfig, Parameters, greedy
 
@@ -66,11 +75,6 @@ def _kind(item: Sample, want: Turn) -> str:
 
 
 def main(folder: str, samples: str = "500") -> None:
-    from pathlib import Path
-
-    from . import tokenizer
-    from .checkpointing import load_exported
-
     parameters, model = load_exported(Path(folder))
     words = tokenizer.load(Path(folder))
     scores = measure(

@@ -3,8 +3,11 @@
     python -P -m tinyllm.reference.week4.train RUN --tokenizer FOLDER [--steps N] [--export MODEL] ...
 
 RUN is a folder: the state is saved there every --save-every steps, and the same command takes it up again.
-FOLDER holds the tokenizer (tokenizer.py). With --export the finished model is written in mlx-lm's layout.
+FOLDER holds the tokenizer (tokenizer.py). With --export the finished model is written in mlx-lm's layout. The
+other options are the fields of TrainConfig; a run that was begun keeps those it was begun with.
 """
+
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+
+from tinyllm.kernels import blas
+
+BLAS = blas.prepare()  # before the next lines import mlx.core
 
 from . import checkpointing, tokenizer
 from .corpus import END, TURN_END
@@ -40,12 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", choices=MODELS, default="tiny-qwen2")
     parser.add_argument("--export", type=Path)
     parser.add_argument("--save-every", type=int, default=100)
-    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--bfloat16", action="store_true", default=None)
     for field in fields(TrainConfig):
         if field.name != "bfloat16":
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default))
     options = parser.parse_args(arguments)
-    asked = {f.name: getattr(options, f.name) for f in fields(TrainConfig)}
+    asked = {f.name: value for f in fields(TrainConfig) if (value := getattr(options, f.name)) is not None}
     words = tokenizer.load(options.tokenizer)
 
     def encode(text: str) -> list[int]:
@@ -53,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         state, model, config = checkpointing.load(options.run)
+        if replace(config, **asked) != config:
+            sys.exit(f"{options.run} was begun with other settings and goes on with its own: {config}")
     except FileNotFoundError:
-        model = MODELS[options.model]
-        config = replace(TrainConfig(), **{name: value for name, value in asked.items() if value is not None})
+        model, config = MODELS[options.model], replace(TrainConfig(), **asked)
         state = State.fresh(model, config.seed)
     print(
         f"{model.parameter_count / 1e6:.2f} million parameters, step {state.step} of {config.steps}",
