@@ -246,7 +246,7 @@ def test_gradients_agree_with_finite_differences(encode: Any) -> None:
     parameters = gpt.init_parameters(MODEL, seed=1)
     # Larger than at the start of training, so that the loss depends on all of them well above float32's
     # noise.
-    parameters = {n: p * 4 if p.ndim == 2 else p for n, p in parameters.items()}
+    parameters = {n: p * 1.5 if p.ndim == 2 else p for n, p in parameters.items()}
     _, gradients = mx.value_and_grad(training.loss)(parameters, MODEL, batch)
     assert gradients.keys() == parameters.keys()
     for name in (n for n in parameters if "layers.1" not in n):
@@ -255,7 +255,7 @@ def test_gradients_agree_with_finite_differences(encode: Any) -> None:
         g = np.array(gradients[name], dtype=np.float64)
         noise = np.random.default_rng(5).normal(size=g.shape)
         along = g / np.linalg.norm(g) + 0.3 * noise / np.linalg.norm(noise)
-        reach = 0.02 * max(1.0, np.linalg.norm(np.array(parameters[name])) / 10)
+        reach = 0.01
 
         def at(distance: float, name: str = name, along: np.ndarray = along) -> float:
             moved = parameters | {name: parameters[name] + mx.array(distance * along, dtype=mx.float32)}
@@ -348,7 +348,7 @@ def test_a_few_steps_lower_the_loss(encode: Any) -> None:
         return float(training.loss(training.quantised(state.parameters), MODEL, batch).item())
 
     before = now()
-    assert before == pytest.approx(math.log(MODEL.vocab_size), abs=0.3)  # nothing known yet
+    assert before == pytest.approx(math.log(MODEL.vocab_size), abs=1)  # nothing known yet
     losses = run(state, replace(CONFIG, steps=20, accumulate=1, quantised_from=15), encode)
     assert all(math.isfinite(x) for x in losses)
     assert now() < before - 0.7
@@ -367,7 +367,7 @@ def test_bfloat16_computes_on_float32_parameters(encode: Any) -> None:
 
 
 def test_greedy_with_a_cache_and_padding_is_the_plain_argmax(encode: Any) -> None:
-    parameters = {n: p * 3 if p.ndim == 2 else p for n, p in gpt.init_parameters(MODEL, seed=2).items()}
+    parameters = gpt.init_parameters(MODEL, seed=2)
     prompts = [encode("Once there was"), encode("Tom was a kind boy. Tom had"), encode("Mia")]
     replies = gpt.greedy(parameters, MODEL, prompts, stop=set(), max_tokens=6)
     for prompt, reply in zip(prompts, replies, strict=True):
@@ -404,7 +404,7 @@ def test_the_export_loads_in_mlx_lm_with_the_same_logits(
     # What is exported is what training on quantised parameters saw, up to float16's rounding of the scales.
     seen = training.quantised(state.parameters)
     for name, p in parameters.items():
-        assert mx.max(mx.abs(p - seen[name])).item() < 0.01, name
+        assert mx.max(mx.abs(p - seen[name])).item() < 2e-3, name
 
 
 def test_quality_counts_what_is_right(

@@ -81,9 +81,12 @@ def export(folder: Path, parameters: Parameters, model: GPTConfig, tokenizer: Pa
     weights: Parameters = {}
     for name, p in parameters.items():
         if p.ndim == 2:
-            weight, scales, biases = mx.quantize(p.astype(mx.float16), group_size=GROUP_SIZE, bits=BITS)
+            weight, scales, biases = mx.quantize(p, group_size=GROUP_SIZE, bits=BITS)
             stem = name.removesuffix(".weight")
-            weights |= {name: weight, f"{stem}.scales": scales, f"{stem}.biases": biases}
+            weights[name] = weight
+            weights[f"{stem}.scales"], weights[f"{stem}.biases"] = (
+                a.astype(mx.float16) for a in (scales, biases)
+            )
         else:
             weights[name] = p.astype(mx.float16)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})

@@ -23,7 +23,7 @@ class TrainConfig:
     rows: int = 16  # rows of a batch
     length: int = 256  # tokens of a row
     accumulate: int = 1  # batches whose gradients make one step
-    learning_rate: float = 2e-3  # after the warm-up
+    learning_rate: float = 3e-3  # after the warm-up
     final_fraction: float = 0.05  # of learning_rate, at the last step
     warm_up: int = 100  # steps
     beta1: float = 0.9
