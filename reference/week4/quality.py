@@ -87,7 +87,7 @@ def main(folder: str, samples: str = "500") -> None:
     for kind, score in sorted(scores.items()):
         print(f"{kind:12} {score}")
         for fault in score.faults[:3]:
-            print(f"    {fault}")
+            print(f"    {fault:.300}")
 
 
 if __name__ == "__main__":

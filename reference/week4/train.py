@@ -1,10 +1,11 @@
 """Trains tiny-qwen2 from its seed, or goes on with a run that was stopped.
 
-    python -P -m tinyllm.reference.week4.train RUN --tokenizer FOLDER [--steps N] [--export MODEL] ...
+    python -P -m tinyllm.reference.week4.train RUN [--export MODEL] [--steps N] ...
 
 RUN is a folder: the state is saved there every --save-every steps, and the same command takes it up again.
-FOLDER holds the tokenizer (tokenizer.py). With --export the finished model is written in mlx-lm's layout. The
-other options are the fields of TrainConfig; a run that was begun keeps those it was begun with.
+The tokenizer is trained first, into RUN-tokenizer, unless --tokenizer names a folder that holds one. With
+--export the finished model is written in mlx-lm's layout. The other options are the fields of TrainConfig; a
+run that was begun keeps those it was begun with.
 """
 
 # ruff: noqa: E402
@@ -43,7 +44,7 @@ MODELS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train tiny-qwen2.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--model", choices=MODELS, default="tiny-qwen2")
     parser.add_argument("--export", type=Path)
     parser.add_argument("--save-every", type=int, default=100)
@@ -53,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default))
     options = parser.parse_args(arguments)
     asked = {f.name: value for f in fields(TrainConfig) if (value := getattr(options, f.name)) is not None}
-    words = tokenizer.load(options.tokenizer)
+    folder = options.tokenizer or options.run.with_name(options.run.name + "-tokenizer")
+    if options.tokenizer is None and not (folder / "tokenizer_config.json").exists():
+        tokenizer.save(tokenizer.train(), folder)
+    words = tokenizer.load(folder)
 
     def encode(text: str) -> list[int]:
         return words.encode(text, add_special_tokens=False).ids
@@ -65,10 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FileNotFoundError:
         model, config = MODELS[options.model], replace(TrainConfig(), **asked)
         state = State.fresh(model, config.seed)
-    print(
-        f"{model.parameter_count / 1e6:.2f} million parameters, step {state.step} of {config.steps}",
-        flush=True,
-    )
+    print(f"{model.parameter_count / 1e6:.2f} million parameters, step {state.step} of {config.steps}")
+    print(f"BLAS: {BLAS}", flush=True)
     if words.get_vocab_size() > model.vocab_size:
         sys.exit(f"the tokenizer has {words.get_vocab_size()} tokens, the model {model.vocab_size}")
 
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             checkpointing.save(options.run, state, model, config)
     if options.export:
         ends = [encode(TURN_END)[0], encode(END)[0]]
-        checkpointing.export(options.export, state.parameters, model, options.tokenizer, ends)
+        checkpointing.export(options.export, state.parameters, model, folder, ends)
 
 
 def _show(report: dict, config: TrainConfig, rate: float) -> None:
