@@ -421,9 +421,23 @@ def test_quality_counts_what_is_right(
         return [answers[tuple(prompt)] for prompt in prompts]
 
     monkeypatch.setattr(quality, "greedy", oracle)
-    scores = quality.measure({}, MODEL, encode, lambda i: decode(i, skip_special_tokens=False), samples=30)
-    assert set(scores) == {"story", "question", "tool call", "tool answer"}
+    draft = gpt.init_parameters(MODEL, seed=0), MODEL
+    scores = quality.measure(
+        {}, MODEL, encode, lambda i: decode(i, skip_special_tokens=False), samples=30, draft=draft
+    )
+    assert set(scores) == {"story", "question", "tool call", "tool answer", "draft"}
+    proposed = scores.pop("draft")
+    assert proposed.asked == sum(len(ids) for ids in answers.values())
+    assert proposed.share < 0.1  # it knows nothing
     assert all(score.right == score.asked > 0 for score in scores.values())
+
+
+def test_a_draft_that_is_the_model_agrees_with_it(encode: Any) -> None:
+    parameters = gpt.init_parameters(MODEL, seed=2)
+    prompt = encode("Tom was a kind boy.")
+    (reply,) = gpt.greedy(parameters, MODEL, [prompt], stop=set(), max_tokens=8)
+    assert quality._agreed(parameters, MODEL, prompt, reply) == 8
+    assert quality._agreed(parameters, MODEL, prompt, [*reply[:-1], reply[-1] + 1]) == 7
 
 
 def test_the_command_trains_goes_on_and_exports(tokenizer_folder: Path, tmp_path: Path) -> None:
