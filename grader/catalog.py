@@ -5,6 +5,7 @@ Every error names the file and the key. Nothing here imports learner code, pytes
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -123,6 +124,12 @@ class Course:
     weeks: dict[int, str]
     days: tuple[Day, ...]
     limits: Limits
+    reference_only: tuple[str, ...] = ()  # patterns ("week4/*") of reference modules that learners do not get
+
+    def is_reference_only(self, module: str) -> bool:
+        """Whether a module of reference/ ("week4/gpt.py") is in no day and named as such in course.toml."""
+        in_a_day = any(module in day.modules for day in self.days)
+        return not in_a_day and any(fnmatch.fnmatchcase(module, p) for p in self.reference_only)
 
     def day(self, text: str) -> Day:
         """The day called `day1.3` or `1.3`. Raises UsageError naming the nearest when there is none."""
@@ -168,6 +175,7 @@ def load(clone: Clone) -> Course:
     limits = Limits(**{k: float(v) for k, v in reader.table("limits", default={}).items()})
     rules = tuple(_rule(r) for r in reader.tables("forbids", default=[]))
     title = reader.text("title")
+    reference_only = reader.strings("reference_only", default=())
     reader.done()
     folders = [f for f in clone.checkpoints.iterdir() if (f / "checkpoint.toml").is_file()]
     days = sorted((_day(f, rules, clone) for f in folders), key=lambda d: _order(d.id))
@@ -182,7 +190,7 @@ def load(clone: Clone) -> Course:
                 raise SpecError(
                     f"{clone.relative(day.folder)}/checkpoint.toml: builds_on: '{other}' is no earlier day"
                 )
-    return Course(title=title, weeks=weeks, days=tuple(days), limits=limits)
+    return Course(title=title, weeks=weeks, days=tuple(days), limits=limits, reference_only=reference_only)
 
 
 def _order(day_id: str) -> tuple[int, ...]:

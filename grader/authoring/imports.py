@@ -25,6 +25,9 @@ PARTS = (*TREES, "checkpoints", "kernels", "grader")
 # What a day may lift: allowed in the modules of a day whose rules, course's and own, do not forbid it.
 LIFTABLE = ("numpy", "mlx_lm")
 
+# What modules that learners do not get may use besides: the trainer's tokenizer.
+REFERENCE_ONLY = frozenset({"tokenizers"})
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -106,6 +109,8 @@ Complaint = Callable[[_Import], str]  # why the import is not allowed; empty whe
 def _table(course: Course, part: str, inside: str) -> Complaint:
     if part in TREES:
         lifted = lifted_for(course, inside)
+        if part == "reference" and course.is_reference_only(inside):
+            lifted |= REFERENCE_ONLY
         return lambda item: _solution_complaint(item, part, lifted)
     if part == "checkpoints":
         return _tests_complaint

@@ -160,6 +160,15 @@ def test_an_import_inside_a_function_counts_and_each_name_has_its_line(clone: Cl
     ]
 
 
+def test_the_trainers_modules_may_import_tokenizers_and_nobody_else(clone: Clone) -> None:
+    course_file = clone.checkpoints / "course.toml"
+    course_file.write_text('reference_only = ["week4/*"]\n' + course_file.read_text())
+    for module in ("reference/week4/a.py", "reference/week1/a.py", "exercises/week4/a.py"):
+        _put(clone, module, "import tokenizers\n")
+    lines = [str(v) for v in imports.violations(clone, catalog.load(clone))]
+    assert [line.partition(":")[0] for line in lines] == ["exercises/week4/a.py", "reference/week1/a.py"]
+
+
 def test_a_day_whose_rules_do_not_forbid_numpy_may_import_it_in_its_own_modules(clone: Clone) -> None:
     _course(clone, FORBIDS_NUMPY.replace("numpy", "torch"))
     _put(clone, "exercises/week1/rag.py", "import numpy as np\n")

@@ -431,6 +431,16 @@ def test_every_misfit_between_reference_and_specs_is_named_at_once(clone: Clone)
     ]
 
 
+def test_reference_only_modules_are_not_copied_until_a_day_lists_them(clone: Clone) -> None:
+    course_file = clone.checkpoints / "course.toml"
+    course_file.write_text('reference_only = ["week4/*", "week1/*"]\n' + course_file.read_text())
+    _put(clone.reference / "week4" / "__init__.py", "")
+    _put(clone.reference / "week4" / "corpus.py", "import tokenizers\n")
+    result = _pristine(clone)
+    assert not [module for module in result if module.startswith("week4/")]
+    assert "week1/toy.py" in result
+
+
 def test_write_then_check_agree_and_stale_files_go(clone: Clone) -> None:
     _put(clone.exercises / "week1" / "stale.py", "x = 1\n")
     _put(clone.exercises / "week1" / "notes.txt", "the learner's own\n")
