@@ -362,6 +362,8 @@ def test_ctrl_c_keeps_the_progress(course: Toy) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A test run in the background of a shell ignores SIGINT, and so would everything it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = course.clone.progress / "attempts.jsonl"
     assert process.stdout is not None
