@@ -432,3 +432,14 @@ def test_pytest_habits_of_the_learner_do_not_reach_the_grading(course: Toy) -> N
     course.sums()
     done = course.grade("1.1", PYTEST_ADDOPTS="--maxfail=1 -k nothing --no-such", PYTEST_PLUGINS="not_there")
     assert done.returncode == 0
+
+
+def test_tasks_are_graded_in_the_days_order(course: Toy) -> None:
+    """Task 2's checks stand in a file that pytest collects before task 1's."""
+    head, first, second, third = toy.TESTS_1.split("\n@task")
+    course.write("checkpoints/day1_1/test_sums.py", f"{head}\n@task{first}")
+    course.write("checkpoints/day1_1/test_before.py", f"{head}\n@task{second}\n@task{third}")
+    course.sums()
+    done = course.grade("1.1")
+    assert done.returncode == 0
+    assert done.stdout.index("1  double") < done.stdout.index("2  row sums")
