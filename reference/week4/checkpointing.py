@@ -61,7 +61,8 @@ def load(folder: Path) -> tuple[State, GPTConfig, TrainConfig]:
 def export(folder: Path, parameters: Parameters, model: GPTConfig, tokenizer: Path, eos: list[int]) -> None:
     """A folder that mlx_lm.load reads: config.json, 4-bit weights, the files in the folder `tokenizer`.
 
-    Every matrix is quantised in groups of 64 along its rows; norms and biases stay, as float16.
+    Every matrix is quantised in groups of 64 along its rows. Scales, norms and biases stay float32, so that the
+    model computes in it: of the dtypes, it is the one with a BLAS on a CPU. It costs 4 bytes in 36.
 
     Args:
         eos: the ids that end a text; the first is that of a chat turn.
@@ -72,7 +73,7 @@ def export(folder: Path, parameters: Parameters, model: GPTConfig, tokenizer: Pa
         "model_type": "qwen2",
         "hidden_act": "silu",
         "tie_word_embeddings": True,
-        "torch_dtype": "float16",
+        "torch_dtype": "float32",
         "eos_token_id": eos,
         "quantization": {"group_size": GROUP_SIZE, "bits": BITS},
     }
@@ -81,14 +82,11 @@ def export(folder: Path, parameters: Parameters, model: GPTConfig, tokenizer: Pa
     weights: Parameters = {}
     for name, p in parameters.items():
         if p.ndim == 2:
-            weight, scales, biases = mx.quantize(p, group_size=GROUP_SIZE, bits=BITS)
             stem = name.removesuffix(".weight")
-            weights[name] = weight
-            weights[f"{stem}.scales"], weights[f"{stem}.biases"] = (
-                a.astype(mx.float16) for a in (scales, biases)
-            )
+            parts = mx.quantize(p, group_size=GROUP_SIZE, bits=BITS)
+            weights.update(zip((name, f"{stem}.scales", f"{stem}.biases"), parts, strict=True))
         else:
-            weights[name] = p.astype(mx.float16)
+            weights[name] = p
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / name, folder / name)
@@ -103,9 +101,8 @@ def load_exported(folder: Path) -> tuple[Parameters, GPTConfig]:
     for name in model.shapes():
         stem = name.removesuffix(".weight")
         if f"{stem}.scales" in weights:
-            # subtle: cast first. Dequantised in float16, a weight would be rounded a second time.
-            scales, biases = (weights[f"{stem}.{p}"].astype(mx.float32) for p in ("scales", "biases"))
+            scales, biases = weights[f"{stem}.scales"], weights[f"{stem}.biases"]
             parameters[name] = mx.dequantize(weights[name], scales, biases, group_size=GROUP_SIZE, bits=BITS)
         else:
-            parameters[name] = weights[name].astype(mx.float32)
+            parameters[name] = weights[name]
     return parameters, model

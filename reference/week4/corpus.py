@@ -1,10 +1,11 @@
 """The text that tiny-qwen2 is trained on: generated here, from seeds, and checkable.
 
-Three kinds of samples, each as plain text or as chat turns in Qwen's form:
+Four kinds of samples, as plain text or as chat turns in Qwen's form:
 
     story      a short story (stories.py), told freely or about what the user asks for
     question   a text (a story, or a list of notes) and a question about it, answered from that text alone;
                "The text does not say." when it does not
+    long       the same about several stories, 250 to 1,000 tokens: what a long context is measured with
     tool       a question that needs a tool (arithmetic, weather, prices, telephone numbers), answered by a
                tool call; then the tool's response, and the answer that it gives
 
@@ -56,7 +57,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    kind: str  # "story", "question" or "tool"
+    kind: str  # "story", "question", "long" or "tool"
     turns: tuple[Turn, ...]  # the replies are the turns of role "assistant" or "reply"
     tools: tuple[str, ...] = ()
     about: tuple[str, ...] = field(default=())  # words that a story must hold
@@ -101,7 +102,7 @@ def sample(split: str, index: int) -> Sample:
     if split not in SPLITS:
         raise ValueError(f"split is one of {SPLITS}, not {split!r}")
     rng = random.Random(f"{split} {index}")
-    make = rng.choices((_story, _question, _tool), weights=(4, 4, 2))[0]
+    make = rng.choices((_story, _question, _tool, _long), weights=(8, 8, 4, 1))[0]
     return make(rng, split)
 
 
@@ -259,14 +260,35 @@ def _about_story(rng: random.Random, split: str) -> tuple[str, str, str]:
             (f"What was {stranger}?", f"Who got the {absent}?", f"What colour was the {absent}?")
         )
         return text, question, NOT_SAID
+    question, answer = _one_with_one_answer(rng, events)
+    return text, question, answer
+
+
+def _one_with_one_answer(rng: random.Random, events: list[stories.Told]) -> tuple[str, str]:
     answers: dict[str, set[str]] = {}
     for question, answer in _questions_of(events):
         answers.setdefault(question, set()).add(answer)
     question = rng.choice([q for q, found in answers.items() if len(found) == 1])
-    return text, question, answers[question].pop()
+    return question, answers[question].pop()
 
 
-def _questions_of(events: list[tuple[stories.Event, str]]) -> Iterator[tuple[str, str]]:
+def _long(rng: random.Random, split: str) -> Sample:
+    """Two to seven stories with heroes of their own, and a question that only one of them answers."""
+    told: list[list[stories.Told]] = []
+    heroes: set[str] = set()
+    for _ in range(rng.randint(2, 7)):
+        hero, thing = _hero_and_thing(rng, split)
+        while hero in heroes:
+            hero, thing = _hero_and_thing(rng, split)
+        heroes.add(hero)
+        told.append(stories.make_story(rng, hero, thing))
+    text = "\n\n".join(" ".join(sentence for _, sentence in story) for story in told)
+    question, answer = _one_with_one_answer(rng, [event for story in told for event in story])
+    asked = rng.choice(ASKED).format(text=text, question=question)
+    return Sample("long", (Turn("user", asked), Turn("assistant", answer)))
+
+
+def _questions_of(events: list[stories.Told]) -> Iterator[tuple[str, str]]:
     for (kind, slots), _ in events:
         for question, answer in STORY_QUESTIONS.get(kind, ()):
             yield stories.fill(question, slots), stories.fill(answer, slots)

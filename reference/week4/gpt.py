@@ -32,7 +32,7 @@ HIDDEN = -1e9  # added to the score of a key that a query may not see; -inf woul
 class GPTConfig:
     """The shape of a model. Field names are those of a Qwen2 checkpoint's config.json."""
 
-    vocab_size: int = 1536
+    vocab_size: int = 1856
     hidden_size: int = 256
     num_hidden_layers: int = 4
     num_attention_heads: int = 4

@@ -34,6 +34,7 @@ from .words import (
 
 Slots = dict[str, str]
 Event = tuple[str, Slots]
+Told = tuple[Event, str]  # an event and its sentence
 
 REMEDIES = tuple(remedy for _, _, remedy, _ in WEATHER.values())
 
@@ -617,7 +618,7 @@ def _gift(c: Cast, rng: random.Random) -> Iterator[Event]:
 PLOTS = (_stuck, _lost, _broken, _shared, _weather, _swapped, _gift)
 
 
-def make_story(rng: random.Random, hero: str, thing: str) -> list[tuple[Event, str]]:
+def make_story(rng: random.Random, hero: str, thing: str) -> list[Told]:
     """The events of one story about `hero` and `thing`, each with its sentence."""
     cast = Cast(rng, hero, thing)
     plot = rng.choice(PLOTS)

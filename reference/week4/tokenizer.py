@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer of at most 1,536 tokens, trained on the corpus, in Qwen's form.
+"""A byte-level BPE tokenizer of at most 2,048 tokens, trained on the corpus, in Qwen's form.
 
     python -P -m tinyllm.reference.week4.tokenizer OUT
 
@@ -80,7 +80,7 @@ CHAT_TEMPLATE = """\
 """
 
 
-def train(vocab_size: int = 1536, samples: int = 20_000) -> Tokenizer:
+def train(vocab_size: int = 2048, samples: int = 20_000) -> Tokenizer:
     """Learn the merges from the first `samples` training samples. The same on every run."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

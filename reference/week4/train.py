@@ -5,7 +5,8 @@
 RUN is a folder: the state is saved there every --save-every steps, and the same command takes it up again.
 The tokenizer is trained first, into RUN-tokenizer, unless --tokenizer names a folder that holds one. With
 --export the finished model is written in mlx-lm's layout. The other options are the fields of TrainConfig; a
-run that was begun keeps those it was begun with.
+run that was begun keeps those it was begun with. --processes N shares the batches of a step between N
+processes: the same run as with one, N times as fast where there are cores for it.
 """
 
 # ruff: noqa: E402
@@ -26,6 +27,7 @@ BLAS = blas.prepare()  # before the next lines import mlx.core
 from . import checkpointing, tokenizer
 from .corpus import END, TURN_END
 from .gpt import GPTConfig
+from .parallel import launch
 from .training import State, TrainConfig, train
 
 # The draft has the same tokenizer and a small part of the parameters.
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", choices=MODELS, default="tiny-qwen2")
     parser.add_argument("--export", type=Path)
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--bfloat16", action="store_true", default=None)
     for field in fields(TrainConfig):
         if field.name != "bfloat16":
@@ -57,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = options.tokenizer or options.run.with_name(options.run.name + "-tokenizer")
     if options.tokenizer is None and not (folder / "tokenizer_config.json").exists():
         tokenizer.save(tokenizer.train(), folder)
+    group = launch(options.processes)  # the others find the tokenizer there
     words = tokenizer.load(folder)
 
     def encode(text: str) -> list[int]:
@@ -69,20 +73,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FileNotFoundError:
         model, config = MODELS[options.model], replace(TrainConfig(), **asked)
         state = State.fresh(model, config.seed)
-    print(f"{model.parameter_count / 1e6:.2f} million parameters, step {state.step} of {config.steps}")
-    print(f"BLAS: {BLAS}", flush=True)
+    first = group.rank == 0  # alone it prints and saves
+    if first:
+        print(f"{model.parameter_count / 1e6:.2f} million parameters, step {state.step} of {config.steps}")
+        print(f"BLAS: {BLAS}, {group.size} process{'es' if group.size > 1 else ''}", flush=True)
     if words.get_vocab_size() > model.vocab_size:
         sys.exit(f"the tokenizer has {words.get_vocab_size()} tokens, the model {model.vocab_size}")
 
     began, tokens = time.perf_counter(), 0
-    for report in train(state, model, config, encode):
+    for report in train(state, model, config, encode, group):
         tokens += report["tokens"]
         if report["step"] % 10 == 0:
             state.history.append({name: report[name] for name in ("step", "loss", "rate", "norm")})
+        if not first:
+            continue
         _show(report, config, tokens / (time.perf_counter() - began))
         if report["step"] % options.save_every == 0 or report["step"] == config.steps:
             checkpointing.save(options.run, state, model, config)
-    if options.export:
+    if first and options.export:
         ends = [encode(TURN_END)[0], encode(END)[0]]
         checkpointing.export(options.export, state.parameters, model, folder, ends)
 

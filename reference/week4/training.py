@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from .data import Batch, Packer
+from .data import Batch, Encode, Packer
 from .gpt import GPTConfig, Parameters, forward, init_parameters, logits
+from .parallel import Group
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 5000
-    rows: int = 8  # rows of a batch
+    steps: int = 8000
+    rows: int = 4  # rows of a batch
     length: int = 256  # tokens of a row
-    accumulate: int = 1  # batches whose gradients make one step
+    long_from: int = 7400  # from this step on the rows are 4 times as long, and 4 times as few; -1: never
+    accumulate: int = 2  # batches whose gradients make one step; the processes of a run share them
     learning_rate: float = 1.2e-3  # after the warm-up; the draft, narrower, takes 5e-3
     final_fraction: float = 0.05  # of learning_rate, at the last step
     warm_up: int = 100  # steps
@@ -31,8 +33,8 @@ class TrainConfig:
     eps: float = 1e-8
     weight_decay: float = 0.05  # of matrices; norms and biases are left alone
     clip: float = 1.0  # largest norm of the gradient
-    prompt_weight: float = 0.1
-    quantised_from: int = -1  # from this step on the loss is the 4-bit model's; -1: never
+    prompt_weight: float = 0.2  # what a prompt's token counts in the loss; a reply's counts 1
+    quantised_from: int = 7000  # from this step on the loss is the 4-bit model's; -1: never
     bfloat16: bool = False  # compute in bfloat16, on float32 parameters (slower on a CPU, faster on a GPU)
     seed: int = 0
 
@@ -115,8 +117,14 @@ def adamw(state: State, gradients: Parameters, config: TrainConfig) -> None:
         state.first[name], state.second[name] = first, second
 
 
-def step(state: State, model: GPTConfig, config: TrainConfig, packer: Packer) -> dict:
+def packer_of(config: TrainConfig, step: int, encode: Encode) -> Packer:
+    longer = 4 if 0 <= config.long_from <= step else 1
+    return Packer(encode, max(1, config.rows // longer), config.length * longer, config.prompt_weight)
+
+
+def step(state: State, model: GPTConfig, config: TrainConfig, encode: Encode, group: Group = Group()) -> dict:
     """One step: gradients of `accumulate` batches, clipped, then AdamW. Returns what there is to report."""
+    packer = packer_of(config, state.step, encode)
     packer.position = state.position
 
     def of_batch(parameters: Parameters, batch: Batch) -> mx.array:
@@ -126,14 +134,18 @@ def step(state: State, model: GPTConfig, config: TrainConfig, packer: Packer) ->
             parameters = {name: p.astype(mx.bfloat16) for name, p in parameters.items()}
         return loss(parameters, model, batch)
 
-    total, gradients, used = mx.array(0.0), None, 0
-    for _ in range(config.accumulate):
+    sums: Parameters = {}
+    used = 0
+    for turn in range(config.accumulate):
         batch = packer.next()
-        value, g = mx.value_and_grad(of_batch)(state.parameters, batch)
-        gradients = g if gradients is None else {name: gradients[name] + g[name] for name in g}
-        total = total + value
         used += batch.used
-        mx.eval(total, gradients)
+        if turn % group.size == group.rank:
+            value, gradients = mx.value_and_grad(of_batch)(state.parameters, batch)
+            gradients["loss"] = value
+            sums = {name: sums[name] + g for name, g in gradients.items()} if sums else gradients
+            mx.eval(sums)
+    gradients = group.total(sums)
+    total = gradients.pop("loss")
     norm = gradient_norm(gradients) / config.accumulate
     scale = mx.minimum(1.0, config.clip / (norm + 1e-6)) / config.accumulate
     adamw(state, {name: g * scale for name, g in gradients.items()}, config)
@@ -153,14 +165,16 @@ def train(
     state: State,
     model: GPTConfig,
     config: TrainConfig,
-    encode: Callable[[str], list[int]],
+    encode: Encode,
+    group: Group = Group(),
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict]:
     """Steps up to config.steps, from wherever `state` is. Yields a report after each, with
     "tokens_per_second"."""
-    packer = Packer(encode, config.rows, config.length, config.prompt_weight)
+    if config.accumulate % group.size:
+        raise ValueError(f"{group.size} processes cannot share {config.accumulate} batches evenly")
     while state.step < config.steps:
         before = clock()
-        report = step(state, model, config, packer)
+        report = step(state, model, config, encode, group)
         report["tokens_per_second"] = report["tokens"] / max(1e-9, clock() - before)
         yield report

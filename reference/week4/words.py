@@ -36,16 +36,25 @@ TRAPS = {
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "pink", "grey", "orange")
 
 THINGS = (
-    "ball", "basket", "bell", "belt", "blanket", "boat", "book", "bottle", "bow", "bowl",
-    "box", "bracelet", "brush", "bucket", "button", "candle", "card", "chain", "chair", "clock",
-    "coin", "comb", "cup", "doll", "dress", "drum", "fan", "feather", "flag", "flower",
-    "flute", "fork", "glove", "hammer", "horn", "jar", "jug", "key", "kite", "knife",
-    "ladder", "lamp", "leaf", "letter", "map", "mask", "mirror", "mug", "necklace", "needle",
-    "net", "notebook", "paddle", "painting", "pan", "paper", "pen", "pencil", "pillow", "pipe",
-    "plate", "pot", "puppet", "purse", "puzzle", "ribbon", "ring", "rope", "rug", "sack",
-    "saddle", "scarf", "shell", "shoe", "shovel", "sock", "spoon", "stamp", "star", "stick",
-    "stone", "sword", "ticket", "top", "towel", "train", "tray", "trumpet", "truck", "vase",
-    "violin", "wagon", "wallet", "watch", "wheel", "whistle",
+    "anchor", "apron", "arrow", "atlas", "axe", "badge", "bag", "ball", "balloon", "bandage", "banner",
+    "barrel", "basket", "bat", "bead", "bell", "belt", "bicycle", "blanket", "blouse", "boat", "book",
+    "bottle", "bow", "bowl", "box", "bracelet", "bracket", "broom", "brush", "bucket", "button", "cage",
+    "calendar", "camera", "candle", "canoe", "cap", "cape", "card", "carpet", "cart", "cello", "chain",
+    "chair", "chest", "clock", "coin", "comb", "compass", "cork", "cradle", "crayon", "crown", "crystal",
+    "cup", "cushion", "diary", "doll", "drawer", "dress", "drum", "easel", "envelope", "eraser", "fan",
+    "feather", "fiddle", "flag", "flower", "flute", "folder", "fork", "frame", "funnel", "gem", "globe",
+    "glove", "guitar", "hairpin", "hammer", "handkerchief", "harp", "helmet", "hook", "hoop", "horn",
+    "hourglass", "jacket", "jar", "jersey", "jewel", "jug", "kettle", "key", "keyring", "kite", "knife",
+    "ladder", "lamp", "leaf", "letter", "locket", "magnet", "map", "marble", "mask", "medal", "mirror",
+    "mitten", "mug", "napkin", "necklace", "needle", "net", "notebook", "oar", "paddle", "painting", "pan",
+    "paper", "parasol", "parcel", "pebble", "pen", "pencil", "photo", "piano", "pillow", "pin", "pipe",
+    "pitcher", "plate", "poster", "pot", "puppet", "purse", "puzzle", "quilt", "racket", "raft", "rake",
+    "rattle", "ribbon", "ring", "robe", "rope", "rug", "ruler", "sack", "saddle", "sandal", "scarf",
+    "scooter", "scroll", "shell", "shirt", "shoe", "shovel", "skate", "skirt", "sled", "slipper", "sock",
+    "spade", "sponge", "spool", "spoon", "stamp", "star", "statue", "stick", "stone", "suitcase", "sweater",
+    "sword", "tambourine", "teapot", "thimble", "ticket", "top", "torch", "towel", "toy", "train", "tray",
+    "truck", "trumpet", "trunk", "vase", "vest", "violin", "wagon", "wallet", "watch", "wheel", "whisk",
+    "whistle", "wreath", "zipper",
 )  # fmt: skip
 
 FOODS = (
