@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +119,30 @@ class Day:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """One way of running the model with a tree's code, for `generate` and `chat`.
+
+    The three symbols take and give what days 1.5 to 1.7 say: model(the model that mlx_lm.load returns) is a
+    function from ids to logits; generate(model, tokenizer, prompt, sampler=, max_tokens=, stop=) yields text;
+    sampler(temp, top_p, top_k, ...) is a function from log-probabilities to ids.
+    """
+
+    id: str
+    title: str
+    days: tuple[str, ...]  # ids of the days whose code it takes; the sampler's day only when one is used
+    model: Symbol
+    generate: Symbol
+    sampler: Symbol
+
+
+@dataclass(frozen=True)
 class Course:
     title: str
     weeks: dict[int, str]
     days: tuple[Day, ...]
     limits: Limits
     reference_only: tuple[str, ...] = ()  # patterns ("week4/*") of reference modules that learners do not get
+    engines: tuple[Engine, ...] = ()  # the earliest first
 
     def is_reference_only(self, module: str) -> bool:
         """Whether a module of reference/ ("week4/gpt.py") is in no day and named as such in course.toml."""
@@ -157,6 +175,18 @@ class Course:
     def before(self, day: Day) -> tuple[Day, ...]:
         return self.days[: self.days.index(day)]
 
+    def day_of(self, module: str) -> Day | None:
+        """The first day that lists a module ("week1/rope.py")."""
+        return next((day for day in self.days if module in day.modules), None)
+
+    def engine(self, text: str) -> Engine:
+        """The engine called `text`. Raises UsageError naming those there are."""
+        for engine in self.engines:
+            if engine.id == text.strip().lower():
+                return engine
+        known = " ".join(e.id for e in self.engines) or "none"
+        raise UsageError(f"There is no engine called '{text}'. Engines: {known}")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -176,6 +206,7 @@ def load(clone: Clone) -> Course:
     rules = tuple(_rule(r) for r in reader.tables("forbids", default=[]))
     title = reader.text("title")
     reference_only = reader.strings("reference_only", default=())
+    engines = reader.tables("engines", default=[])
     reader.done()
     folders = [f for f in clone.checkpoints.iterdir() if (f / "checkpoint.toml").is_file()]
     days = sorted((_day(f, rules, clone) for f in folders), key=lambda d: _order(d.id))
@@ -190,7 +221,8 @@ def load(clone: Clone) -> Course:
                 raise SpecError(
                     f"{clone.relative(day.folder)}/checkpoint.toml: builds_on: '{other}' is no earlier day"
                 )
-    return Course(title=title, weeks=weeks, days=tuple(days), limits=limits, reference_only=reference_only)
+    course = Course(title=title, weeks=weeks, days=tuple(days), limits=limits, reference_only=reference_only)
+    return replace(course, engines=tuple(_engine(e, course) for e in engines))
 
 
 def _order(day_id: str) -> tuple[int, ...]:
@@ -226,6 +258,28 @@ def _day(folder: Path, course_rules: tuple[Rule, ...], clone: Clone) -> Day:
     )
     r.done()
     return day
+
+
+def _engine(r: _Reader, course: Course) -> Engine:
+    def symbol(key: str) -> Symbol:
+        module, _, name = r.text(key).rpartition("::")
+        if course.day_of(module) is None or not name:
+            r.fail(key, "must be module.py::name, with a module that a day lists")
+        return Symbol(module, name)
+
+    engine = Engine(
+        id=r.text("id"),
+        title=r.text("title"),
+        days=r.strings("days"),
+        model=symbol("model"),
+        generate=symbol("generate"),
+        sampler=symbol("sampler"),
+    )
+    for day in engine.days:
+        if day not in {d.id for d in course.days}:
+            r.fail("days", f"'{day}' is no day of this course")
+    r.done()
+    return engine
 
 
 def _task(r: _Reader, modules: tuple[str, ...]) -> Task:

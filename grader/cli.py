@@ -247,6 +247,107 @@ class TerminalListener:
         self.context.screen.paragraph(text, "dim")
 
 
+# ---- the model speaks
+
+
+def speaking_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `generate` and `chat` share."""
+    trees, flag = click.Choice(["exercises", "reference"]), click.option
+    share, whole = click.FloatRange(0, 1), click.IntRange(min=1)
+    model = "A folder, or a Hugging Face id, which is downloaded (default: tiny-qwen2, which is here)."
+    options = (
+        flag("--solution", type=trees, default="exercises", help="Whose code it is (default: exercises)."),
+        flag("--borrow", multiple=True, metavar="DAY", help="Take this day's modules from the reference."),
+        flag("--model", "model_name", default="", metavar="NAME", help=model),
+        flag("--engine", "engine_id", metavar="ID", help="How the model is run (default: the latest done)."),
+        flag("--max-tokens", type=whole, default=256, help="The longest reply (default: 256)."),
+        flag("--temp", type=click.FloatRange(min=0), default=0.0, help="Temperature (default: 0, greedy)."),
+        flag("--top-p", type=share, help="Draw from the tokens that make up this share."),
+        flag("--top-k", type=whole, help="Draw from the so many most probable tokens."),
+        flag("--min-p", type=share, help="Draw from tokens with this share of the best one's probability."),
+        flag("--seed", type=click.IntRange(0, 2**63 - 1), help="The same draws every time."),
+        flag("--stop", multiple=True, metavar="TEXT", help="End the reply before this text."),
+        flag("--system", default="", metavar="TEXT", help="What the model is told first."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _speaker(
+    solution: str,
+    borrow: tuple[str, ...],
+    model_name: str,
+    engine_id: str | None,
+    max_tokens: int,
+    temp: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    **sampling: float | None,
+) -> tuple[Any, Any]:
+    """The started child and the request, from the options of `speaking_options`."""
+    from . import conversation, models, speaking
+
+    context = Context()
+    request = speaking.Ask(max_tokens=max_tokens, temp=temp, stop=stop, **sampling)
+    given = [f"--{name.replace('_', '-')}" for name, value in sampling.items() if value is not None]
+    conversation.check_options(request, given)
+    if engine_id is None:
+        engine = speaking.default_engine(context.clone, context.course, solution)
+    else:
+        engine = context.course.engine(engine_id)
+    borrowed = _borrowed(context, borrow, ())
+    model = models.resolve(context.clone, model_name)
+    speaker = speaking.Speaker(
+        context.clone, context.course, engine, model, solution=solution, borrow=borrowed, seed=seed
+    )
+    return speaker, request
+
+
+@main.command()
+@click.argument("prompt", required=False)
+@click.option(
+    "--raw", is_flag=True, help="Go on from the prompt as it is, without the model's chat template."
+)
+@speaking_options
+@reporting
+def generate(prompt: str | None, raw: bool, system: str, **options: Any) -> None:
+    """Have your code run a model and reply to PROMPT.
+
+    PROMPT is text, or - for stdin. The reply goes to stdout, figures and the like to stderr.
+    """
+    from dataclasses import replace
+
+    from . import conversation
+
+    text = conversation.prompt_of(prompt)
+    if raw and system:
+        raise UsageError("--raw takes the prompt as it is, so --system has no place in it.")
+    speaker, request = _speaker(**options)
+    if raw:
+        request = replace(request, text=text)
+    else:
+        first = [{"role": "system", "content": system}] if system else []
+        request = replace(request, messages=[*first, {"role": "user", "content": text}])
+    with speaker:
+        sys.exit(conversation.generate(speaker, request))
+
+
+@main.command()
+@speaking_options
+@reporting
+def chat(system: str, **options: Any) -> None:
+    """Talk with a model that your code runs.
+
+    A message a line, from the terminal or a pipe. /help lists what else can be typed.
+    """
+    from . import conversation
+
+    speaker, request = _speaker(**options)
+    with speaker:
+        sys.exit(conversation.chat(speaker, request, system))
+
+
 # ---- finding the way
 
 

@@ -8,7 +8,6 @@ Runs in the grading child (see child.py). To run a day's tests under plain pytes
 from __future__ import annotations
 
 import os
-import re
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, replace
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import catalog, forbid
+from . import catalog, faults, forbid
 from .catalog import Day, Task
 from .clone import Clone, find_clone
+from .faults import ends, first_line, unwritten
 from .frames import FrameRecorder, library_tail, source_line
 from .report import Failure, Frame, Outcome
 from .testing import CheckFailed, CourseFault, check
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from tinyllm.kernels import build
 
 KERNELS = "kernels/"  # of a tree
-STUB_MESSAGE = re.compile(r"day (\d+\.\d+), task (\d+)")
 
 Emit = Callable[[str, Mapping[str, Any]], None]
 
@@ -116,6 +115,7 @@ class Grading:
         self.emit = emit
         self.only_ids = only_ids
         self.only_task = only_task
+        self._relative = faults.shown_path(clone, tree)
         self.frames = FrameRecorder(tree.owns, self._relative)
         self.tripwires = Tripwires(day.rules, tree.owns, self._is_test)
         self.findings: tuple[tuple[str, forbid.Finding], ...] = ()
@@ -232,38 +232,17 @@ class Grading:
 
     def _import_problem(self, module: str, error: BaseException) -> NotThere:
         """Why a module cannot be imported, in words about the learner's file."""
-        shown = self._relative(self.tree.path_of(module))
-        frames = self.frames.of_traceback(error.__traceback__)
         detail = "".join(traceback.format_exception(error))
-        outcome = Outcome.FAILED
         if isinstance(error, ForbiddenAPI):
+            frames = self.frames.of_traceback(error.__traceback__)
             return NotThere(
                 self._refusal(error.api, error.rule, error.path, error.line, frames), Outcome.REFUSED
             )
-        if isinstance(error, SyntaxError):
-            where = f"line {error.lineno}" if error.lineno else "the file"
-            shown = self._relative(error.filename or shown)
-            if "utf-8" in str(error) and "decode" in str(error):
-                summary = f"{shown} is not UTF-8 text: {error.msg}."
-            else:
-                summary = f"{shown} has a syntax error on {where}: {error.msg}."
-            source = (error.text or "").strip()
-            if error.lineno:
-                frames = (Frame(path=shown, line=error.lineno, function="", source=source),)
-        elif isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(self.tree.package):
-            missing = (error.name or "")[len(self.tree.package) + 1 :].replace(".", "/") + ".py"
-            summary = f"{self._relative(self.tree.folder / missing)} does not exist."
+        found = faults.in_importing(module, error, self.tree, self.frames, self._relative)
+        if found.missing:
             detail = f"Bring it back with `tinyllm-grade reset {self.day.name}`.\n\n{detail}"
-        elif isinstance(error, ImportError) and "circular import" in str(error):
-            summary = f"Importing {shown} goes round in a circle: {_first_line(error)}."
-        elif isinstance(error, (SystemExit, KeyboardInterrupt)):
-            summary = f"Importing {shown} ended the program ({type(error).__name__})."
-            outcome = Outcome.CRASHED
-        elif isinstance(error, NotImplementedError) and STUB_MESSAGE.search(str(error)):
-            summary = f"Importing {shown} calls something unfinished: {error}."
-        else:
-            summary = f"Importing {shown} raises {type(error).__name__}: {_first_line(error)}"
-        return NotThere(Failure(summary=summary, frames=frames, detail=detail), outcome)
+        failure = Failure(summary=found.summary, frames=found.frames, detail=detail)
+        return NotThere(failure, Outcome.CRASHED if found.ended else Outcome.FAILED)
 
     # ---- a check ----
 
@@ -351,11 +330,8 @@ class Grading:
                 return Outcome.COURSE_FAULT, Failure(
                     summary=f"The check's own input is not what it must be: {error}", detail=detail
                 )
-            case NotImplementedError() if frames and (stub := STUB_MESSAGE.search(str(error))):
-                return self._unfinished(item, stub[1], int(stub[2]), str(error), frames, detail)
-            case RuntimeError() if not frames and (stub := STUB_MESSAGE.match(str(error))):
-                # A C++ kernel's stub throws on MLX's thread; MLX raises it again where the result is needed.
-                return self._unfinished(item, stub[1], int(stub[2]), str(error), frames, detail)
+            case NotImplementedError() | RuntimeError() if stub := unwritten(error, frames):
+                return self._unfinished(item, *stub, str(error), frames, detail)
             case SystemExit():
                 name = "KeyboardInterrupt" if error.__cause__ else "SystemExit (sys.exit or exit)"
                 frames = frames or self.frames.of_traceback(
@@ -370,14 +346,14 @@ class Grading:
                 )
             case AssertionError() if not frames:
                 return Outcome.COURSE_FAULT, Failure(
-                    summary=f"The check itself failed: {_first_line(error)}", detail=detail
+                    summary=f"The check itself failed: {first_line(error)}", detail=detail
                 )
             case RecursionError():
                 summary = "The code calls itself without end (RecursionError)."
             case _:
-                summary = f"{type(error).__name__}: {_first_line(error)}"
+                summary = f"{type(error).__name__}: {first_line(error)}"
         checked = "" if frames else f"called as: {library_tail(tb, self.day.folder)}"
-        return Outcome.FAILED, Failure(summary=summary, checked=checked, frames=_ends(frames), detail=detail)
+        return Outcome.FAILED, Failure(summary=summary, checked=checked, frames=ends(frames), detail=detail)
 
     def _unfinished(
         self, item: pytest.Item, day_id: str, number: int, text: str, frames: tuple[Frame, ...], detail: str
@@ -406,7 +382,7 @@ class Grading:
         return Failure(
             summary=f"{api} may not be used on day {self.day.id}: {rule.why}.",
             expected=f"use instead: {rule.instead}",
-            frames=_ends(frames),
+            frames=ends(frames),
         )
 
     def _fact(self, fact_id: str) -> str:
@@ -417,13 +393,6 @@ class Grading:
 
     def _is_test(self, filename: str) -> bool:
         return Path(filename).is_relative_to(self.clone.checkpoints)
-
-    def _relative(self, path: Path | str) -> str:
-        """The path as the learner knows it: an overlay is shown as the module it stands for."""
-        for module, file in self.tree.overlays.items():
-            if Path(path) == file:
-                return self.clone.relative(self.tree.folder / module)
-        return self.clone.relative(path)
 
 
 def check_name(nodeid: str) -> str:
@@ -452,12 +421,3 @@ def _concerns(finding: forbid.Finding, module: str, task: Task | None) -> bool:
         return True
     names = [s.name.split(".")[0] for s in task.symbols if s.module == module]
     return bool(names) and (not finding.symbol or finding.symbol.split(".")[0] in names)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _ends(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
-    """The outermost and the innermost of many frames: a recursion has thousands."""
-    return frames if len(frames) <= 4 else (*frames[:2], *frames[-2:])

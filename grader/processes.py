@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import psutil
 
 TOKEN_VARIABLE = "TINYLLM_GRADING"
+KEPT_OUTPUT = 4096  # bytes of the child's prints kept at each end
+SIGNALS = {
+    "SIGSEGV": "segmentation fault: C code touched memory that is not its own",
+    "SIGABRT": "abort: C code gave up",
+    "SIGKILL": "kill signal, often the system running out of memory",
+    "SIGBUS": "bus error",
+    "SIGFPE": "arithmetic fault in C code",
+}
 
 
 def adopt_orphans() -> None:
@@ -98,3 +107,48 @@ def _family(token: str) -> list[psutil.Process]:
             if member.environ().get(TOKEN_VARIABLE) == token and member.status() != psutil.STATUS_ZOMBIE:
                 found.append(member)
     return found
+
+
+def ending(code: int | None, during: str) -> str:
+    """How a child ended that had not signed off, as a sentence; `during` is "the check" or "the reply"."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"The process was killed by a {SIGNALS.get(name, name)}."
+    return f"The process ended in the middle of {during} (exit code {code}): os._exit, or a C library."
+
+
+def events_in(buffer: bytes, token: str) -> tuple[list[dict[str, Any]], bytes]:
+    """The events among the whole lines of what came out of a child's event pipe, and what is left over."""
+    *lines, rest = buffer.split(b"\n")
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # the learner's code wrote to our pipe: not ours, whatever it says
+        if isinstance(event, dict) and event.get("token") == token:
+            events.append(event)
+    return events, rest
+
+
+class HeadAndTail:
+    """The first and last bytes of a stream of any length."""
+
+    def __init__(self) -> None:
+        self.head = b""
+        self.tail = b""
+        self.dropped = 0
+
+    def add(self, chunk: bytes) -> None:
+        room = KEPT_OUTPUT - len(self.head)
+        if room > 0:
+            self.head += chunk[:room]
+            chunk = chunk[room:]
+        self.tail += chunk
+        if len(self.tail) > KEPT_OUTPUT:
+            self.dropped += len(self.tail) - KEPT_OUTPUT
+            self.tail = self.tail[-KEPT_OUTPUT:]
+
+    def text(self) -> str:
+        middle = f"\n... {self.dropped} bytes left out ...\n" if self.dropped else ""
+        return self.head.decode("utf-8", "replace") + middle + self.tail.decode("utf-8", "replace")

@@ -95,6 +95,22 @@ class Screen:
             shown.append(self._printable(line), style=style or "none")
             self.console.print(shown, soft_wrap=True)
 
+    def frames(self, frames: tuple[Frame, ...], label: str = "your line") -> None:
+        """Where it went wrong: the line, and the arrays and values there."""
+        for i, frame in enumerate(_shown_frames(frames, all_of_them=self.verbose)):
+            place = where(frame)
+            if len(place) > self.width - LABEL - 4:
+                place = f"{frame.path}:{frame.line}"
+            self.labelled(label if i == 0 else "", place)
+            if frame.source:
+                self.labelled("", "  " + frame.source, "cyan")
+            if frame.values:
+                self.labelled("there", _shapes(frame.values))
+
+    def printed(self, text: str, style: str | None = None) -> None:
+        """What the learner's code printed, both ends of it."""
+        self.labelled("printed", _ends(text.strip(), 40 if self.verbose else 5), style)
+
     def error(self, message: str, next_step: str = "") -> None:
         """A fault that ends the command, in one or two lines."""
         self.paragraph(message, "red")
@@ -174,19 +190,11 @@ class GradingScreen:
             text = getattr(failure, label)
             if text:
                 screen.labelled(label, text)
-        for i, frame in enumerate(_shown_frames(failure.frames, all_of_them=screen.verbose)):
-            place = where(frame)
-            if len(place) > screen.width - LABEL - 4:
-                place = f"{frame.path}:{frame.line}"
-            screen.labelled("your line" if i == 0 else "", place)
-            if frame.source:
-                screen.labelled("", "  " + frame.source, "cyan")
-            if frame.values:
-                screen.labelled("there", _shapes(frame.values))
+        screen.frames(failure.frames)
         if failure.fact:
             screen.labelled("rule", failure.fact)
         if failure.prints.strip():
-            screen.labelled("printed", _ends(failure.prints.strip(), 40 if screen.verbose else 5))
+            screen.printed(failure.prints)
         if next_step:
             screen.labelled("next", next_step, "bold")
         if screen.verbose and failure.detail:

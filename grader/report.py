@@ -5,8 +5,10 @@ Everything that prints, logs or exports a result reads these; nothing here knows
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class Outcome(StrEnum):
@@ -45,6 +47,11 @@ class Frame:
     function: str
     source: str
     values: tuple[ArrayNote, ...] = ()
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Frame:
+        """A frame out of the dictionary that it was sent as."""
+        return cls(**{**data, "values": tuple(ArrayNote(**v) for v in data["values"])})
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from . import processes
 from .catalog import Course, Day, Limits
 from .clone import Clone
 from .files import content_hash
+from .processes import HeadAndTail
 from .report import (
-    ArrayNote,
     CheckResult,
     DayReport,
     Failure,
@@ -42,7 +42,6 @@ from .report import (
 
 POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.1
-KEPT_OUTPUT = 4096  # bytes of a check's prints kept at each end
 READ_BYTES = 1 << 16
 READS_AT_ONCE = 64
 STUCK_ANSWER_SECONDS = 0.5
@@ -292,7 +291,7 @@ class _Child:
         self.selector.register(events, selectors.EVENT_READ)
         self.selector.register(output, selectors.EVENT_READ)
         self.buffer = b""
-        self.prints = _HeadAndTail()
+        self.prints = HeadAndTail()
         self.stage = "starting"  # then building, importing, between, checking, ended
         self.current = ""  # id of the running check
         self.since = time.monotonic()
@@ -387,14 +386,9 @@ class _Child:
             self._closed(self.events)
         except BlockingIOError:
             pass
-        *lines, self.buffer = self.buffer.split(b"\n")
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # the learner's code wrote to our pipe: not ours, whatever it says
-            if isinstance(event, dict) and event.get("token") == self.token:
-                self._take(event)
+        events, self.buffer = processes.events_in(self.buffer, self.token)
+        for event in events:
+            self._take(event)
 
     def _closed(self, fd: int) -> None:
         """The child's end of a pipe is closed: it would read as ready for ever."""
@@ -417,7 +411,7 @@ class _Child:
                 self.stage = "between"
             case "start":
                 self._drain_output()
-                self.prints = _HeadAndTail()
+                self.prints = HeadAndTail()
                 self.stage, self.current = "checking", event["id"]
                 task, title = run.planned[self.current]
                 run.on_event(Started(self.current, title, task, len(run.results) + 1, len(run.planned)))
@@ -426,7 +420,7 @@ class _Child:
                 self.yardstick = None
                 self._finish(event)
             case "stuck":
-                self.stuck_frames = tuple(_frame(f) for f in event["frames"])
+                self.stuck_frames = tuple(Frame.read(f) for f in event["frames"])
             case "end":
                 if event["pytest"] in (0, 1) or run.planned:
                     self.stage = "ended"
@@ -438,7 +432,7 @@ class _Child:
         failure = None
         if event.get("failure"):
             parts = dict(event["failure"])
-            parts["frames"] = tuple(_frame(f) for f in parts["frames"])
+            parts["frames"] = tuple(Frame.read(f) for f in parts["frames"])
             failure = Failure(**{**parts, "prints": self.prints.text()})
         outcome = Outcome(event.get("outcome", "crashed"))
         self.run.record(
@@ -456,13 +450,7 @@ class _Child:
         """The child ended without signing off."""
         code = self.process.returncode
         frames = self._frames_in_stack_file()
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            summary = f"The process was killed by a {_SIGNALS.get(name, name)}."
-        else:
-            summary = (
-                f"The process ended in the middle of the check (exit code {code}): os._exit, or a C library."
-            )
+        summary = processes.ending(code, "the check")
         if self.stage in PATIENCE:
             self.run.problem = "the grading process could not start:\n" + self.prints.text()
         else:
@@ -576,39 +564,3 @@ class _Yardstick:
             if self._child is not None:
                 self._child._signal(signal.SIGKILL)
         self._thread.join(timeout=5)
-
-
-class _HeadAndTail:
-    """The first and last bytes of a stream of any length."""
-
-    def __init__(self) -> None:
-        self.head = b""
-        self.tail = b""
-        self.dropped = 0
-
-    def add(self, chunk: bytes) -> None:
-        room = KEPT_OUTPUT - len(self.head)
-        if room > 0:
-            self.head += chunk[:room]
-            chunk = chunk[room:]
-        self.tail += chunk
-        if len(self.tail) > KEPT_OUTPUT:
-            self.dropped += len(self.tail) - KEPT_OUTPUT
-            self.tail = self.tail[-KEPT_OUTPUT:]
-
-    def text(self) -> str:
-        middle = f"\n... {self.dropped} bytes left out ...\n" if self.dropped else ""
-        return self.head.decode("utf-8", "replace") + middle + self.tail.decode("utf-8", "replace")
-
-
-_SIGNALS = {
-    "SIGSEGV": "segmentation fault: C code touched memory that is not its own",
-    "SIGABRT": "abort: C code gave up",
-    "SIGKILL": "kill signal, often the system running out of memory",
-    "SIGBUS": "bus error",
-    "SIGFPE": "arithmetic fault in C code",
-}
-
-
-def _frame(data: Mapping[str, Any]) -> Frame:
-    return Frame(**{**data, "values": tuple(ArrayNote(**v) for v in data["values"])})

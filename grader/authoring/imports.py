@@ -15,9 +15,9 @@ from ..catalog import Course
 from ..clone import Clone
 from .stubs import NOT_COPIED
 
-# The grader's modules that run in the grading child. Only they import MLX, and only they import each other:
+# The grader's modules that run in a child. Only they import MLX, and only they import each other:
 # loading one of them in the grader's own process would load MLX there.
-CHILD_SIDE = frozenset({"child", "frames", "plugin", "testing", "tripwires"})
+CHILD_SIDE = frozenset({"child", "faults", "frames", "plugin", "speaker", "testing", "tripwires", "voice"})
 
 TREES = ("exercises", "reference")
 PARTS = (*TREES, "checkpoints", "kernels", "grader")

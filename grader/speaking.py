@@ -1,0 +1,391 @@
+"""The grader's end of the speaking child: starts it, sends requests, turns its events into values and faults.
+
+Nothing here prints, and nothing here runs the tree's code or MLX (speaker.py and voice.py do, in the child).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import processes
+from .catalog import Course, Day, Engine
+from .clone import Clone
+from .errors import CourseError, EnvironmentFault, UsageError
+from .models import Model
+from .processes import HeadAndTail
+from .report import Frame
+from .words import spans
+
+POLL_SECONDS = 0.1
+MEMORY_POLL_SECONDS = 0.5
+READ_BYTES = 1 << 16
+GRACE_SECONDS = 2.0  # for code that is asked to stop, before it is killed
+ROOM_FOR_COPIES = 3  # of the unpacked weights, that code may hold at once
+
+
+class NotSpoken(CourseError):
+    """The tree's code did not reply: a day is unfinished, or something in it went wrong."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, next_step: str = "", frames: tuple[Frame, ...] = ()) -> None:
+        super().__init__(message, next_step=next_step)
+        self.frames = frames
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request. Either `text` is gone on from as it is, or `messages` are set in the chat template."""
+
+    text: str = ""
+    messages: Sequence[Mapping[str, str]] | None = None  # {"role", "content"}, a system message only first
+    max_tokens: int = 256
+    temp: float = 0.0  # 0 is greedy and needs no sampler
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None  # None where the sampler is not asked for it
+    stop: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The model's files are being read, or its weights unpacked."""
+
+
+@dataclass(frozen=True)
+class Began:
+    """The prompt is ready."""
+
+    prompt_tokens: int
+    dropped: int  # messages, the oldest, that no longer fitted
+    most: int  # tokens that the reply may have
+
+
+@dataclass(frozen=True)
+class Piece:
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The reply has ended."""
+
+    tokens: int  # calls of the model; with an end mark, that is one of them
+    seconds: float  # that all tokens but the first took
+    stopped: tuple[Frame, ...] | None = None  # where the code was when it was stopped; None when it was not
+
+    @property
+    def per_second(self) -> float:
+        return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds > 0 else 0.0
+
+
+Event = Loading | Began | Piece | Done
+
+
+def default_engine(clone: Clone, course: Course, solution: str) -> Engine:
+    """The last engine whose days have all passed, else the first; of the reference, the last."""
+    if not course.engines:
+        raise UsageError("This course has no engine to run a model with (course.toml, [[engines]]).")
+    if solution == "reference":
+        return course.engines[-1]
+    if len(course.engines) == 1:
+        return course.engines[0]
+    from . import attempts, standing
+
+    events, _ = attempts.read(clone)
+    hashes = standing.exercise_hashes(clone, course)
+    finished = {s.day for s in standing.standings(course, events, hashes) if s.finished}
+    ready = [e for e in course.engines if finished.issuperset(e.days)]
+    return (ready or course.engines[:1])[-1]
+
+
+class Speaker:
+    """A child that has, or will have, the model loaded. Started at once; use it in a `with` block."""
+
+    def __init__(
+        self,
+        clone: Clone,
+        course: Course,
+        engine: Engine,
+        model: Model,
+        *,
+        solution: str = "exercises",
+        borrow: Sequence[Day] = (),
+        seed: int | None = None,
+    ) -> None:
+        self.clone = clone
+        self.course = course
+        self.engine = engine
+        self.model = model
+        self.solution = solution
+        self.borrow = tuple(borrow)
+        self.seed = seed
+        self.memory_limit = int(course.limits.memory_gib * 2**30 + ROOM_FOR_COPIES * model.unpacked_bytes)
+        self._start()
+
+    def __enter__(self) -> Speaker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    # ---- the child
+
+    def _start(self) -> None:
+        processes.adopt_orphans()
+        self.token = secrets.token_hex(8)
+        events, events_in = os.pipe()
+        output, output_in = os.pipe()
+        requests_out, requests = os.pipe()
+        lifeline_out, self.lifeline = os.pipe()
+        job = {
+            "root": str(self.clone.root),
+            "engine": self.engine.id,
+            "solution": self.solution,
+            "overlays": {m: str(self.clone.reference / m) for d in self.borrow for m in d.modules},
+            "model": str(self.model.path),
+            "config": dict(self.model.config),
+            "context": self.model.context,
+            "seed": self.seed,
+            "events": events_in,
+            "requests": requests_out,
+            "token": self.token,
+            "lifeline": lifeline_out,
+        }
+        self.process: subprocess.Popen[bytes] | None = processes.start(
+            [sys.executable, "-P", "-m", "tinyllm.grader.speaker", json.dumps(job)],
+            output=output_in,
+            pass_fds=(events_in, requests_out, lifeline_out),
+            token=self.token,
+            cwd=str(self.clone.root),
+        )
+        for fd in (events_in, output_in, requests_out, lifeline_out):
+            os.close(fd)
+        for fd in (events, output, requests):
+            os.set_blocking(fd, False)
+        self._events, self._output, self._requests = events, output, requests
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(events, selectors.EVENT_READ)
+        self._selector.register(output, selectors.EVENT_READ)
+        self._buffer = self._unsent = b""
+        self._arrived: list[dict[str, Any]] = []
+        self._prints, self._own_prints = HeadAndTail(), HeadAndTail()
+        self._stage = "starting"  # then importing, loading, building, ready
+        self._looked_at_memory = 0.0
+
+    def end(self) -> None:
+        """Leave nothing running and nothing open. The next `ask` starts anew, from the files of then."""
+        if self.process is None:
+            return
+        processes.end_family(self.process, self.token)
+        self.process = None
+        self._selector.close()
+        for fd in (self._events, self._output, self._requests, self.lifeline):
+            os.close(fd)
+
+    def prints(self) -> str:
+        """What the tree's code has printed since this was last asked."""
+        text, self._prints = self._prints.text(), HeadAndTail()
+        return text
+
+    # ---- replies
+
+    def ask(self, request: Ask) -> Iterator[Event]:
+        """The events of one reply, up to Done.
+
+        Raises NotSpoken, UsageError (the request does not fit the model) or EnvironmentFault. The child has
+        ended then, but for a UsageError. After a KeyboardInterrupt, call `stop`.
+        """
+        if self.process is None:
+            self._start()
+        self._unsent = json.dumps(asdict(request)).encode() + b"\n"
+        self._selector.register(self._requests, selectors.EVENT_WRITE)
+        if self._stage != "ready":
+            yield Loading()
+        yield from self._follow(math.inf)
+
+    def stop(self) -> Iterator[Event]:
+        """Ask the code to end its reply, kill it when it does not. What still comes, with Done if it does."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGINT)
+        try:
+            if self._stage == "ready":
+                yield from self._follow(time.monotonic() + GRACE_SECONDS)
+                return
+        except CourseError:
+            pass  # the code failed while it was stopped
+        self.end()
+
+    def _follow(self, deadline: float) -> Iterator[Event]:
+        while time.monotonic() < deadline:
+            self._pump()
+            while self._arrived:
+                event = self._take(self._arrived.pop(0))
+                if event is not None:
+                    yield event
+                if isinstance(event, Done):
+                    return
+            if self.process is not None and self.process.poll() is not None:
+                self._pump()
+                if not self._arrived:
+                    self._died(processes.ending(self.process.returncode, "the reply"))
+            self._look_at_memory()
+        self.end()
+
+    def _take(self, event: dict[str, Any]) -> Event | None:
+        match event["event"]:
+            case "importing" | "loading" | "building" | "ready":
+                self._change_stage(event["event"])
+            case "began":
+                return Began(event["prompt_tokens"], event["dropped"], event["most"])
+            case "piece":
+                return Piece(event["text"])
+            case "done":
+                stood = event["stopped"]
+                frames = None if stood is None else tuple(Frame.read(f) for f in stood)
+                return Done(event["tokens"], event["seconds"], frames)
+            case "fault":
+                self._fault(event)
+        return None
+
+    def _change_stage(self, stage: str) -> None:
+        """Go on to the next stage. Of what is printed, only what the tree's code prints is kept."""
+        if self._stage in ("starting", "loading"):
+            self._prints = self._own_prints
+        self._stage = stage
+        if stage == "loading":
+            self._own_prints, self._prints = self._prints, HeadAndTail()
+
+    def _pump(self) -> None:
+        """Send what can be sent; read what was printed and reported."""
+        ready = [key.fd for key, _ in self._selector.select(POLL_SECONDS)]
+        if self._requests in ready:
+            self._send()
+        if self._output in ready:  # before the events: what was printed before one is in the pipe before it
+            self._prints.add(self._read(self._output))
+        if self._events in ready:
+            self._buffer += self._read(self._events)
+            events, self._buffer = processes.events_in(self._buffer, self.token)
+            self._arrived += events
+
+    def _read(self, fd: int) -> bytes:
+        try:
+            chunk = os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            return b""
+        if not chunk:
+            self._selector.unregister(fd)  # closed: it would read as ready for ever
+        return chunk
+
+    def _send(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                self._unsent = self._unsent[os.write(self._requests, self._unsent) :]
+            except BrokenPipeError:
+                self._unsent = b""  # it has ended; `_follow` says how
+        if not self._unsent:
+            self._selector.unregister(self._requests)
+
+    def _look_at_memory(self) -> None:
+        now = time.monotonic()
+        if self.process is None or now - self._looked_at_memory < MEMORY_POLL_SECONDS:
+            return
+        self._looked_at_memory = now
+        if processes.memory_of(self.process) > self.memory_limit:
+            self._died(f"Used more than {self.memory_limit / 2**30:.1f} GiB of memory, and was stopped.")
+
+    # ---- what goes wrong
+
+    def _died(self, how: str) -> None:
+        """Raise for a child that ended, or must end, without a word."""
+        stage, said = self._stage, self._prints.text().strip()
+        self.end()
+        if stage == "starting":
+            raise EnvironmentFault(
+                f"The process that runs the model could not start: {(said.splitlines() or [how])[-1]}",
+                next_step="tinyllm-grade doctor",
+            )
+        if stage == "loading":
+            raise EnvironmentFault(f"While mlx-lm read the weights: {how}")
+        where = {"importing": "While importing the modules: ", "building": "While building the model: "}
+        symbol = self.engine.model if stage == "building" else self.engine.generate
+        raise NotSpoken(where.get(stage, "") + how, next_step=self._grade(self.course.day_of(symbol.module)))
+
+    def _fault(self, event: Mapping[str, Any]) -> None:
+        """Raise what the child told."""
+        summary, frames = event["summary"], tuple(Frame.read(f) for f in event["frames"])
+        match event["kind"]:
+            case "usage":
+                raise UsageError(summary)
+            case "files":
+                self.end()
+                raise EnvironmentFault(
+                    summary, next_step="Is every file of the model whole, and of one model?"
+                )
+            case "unwritten":
+                self.end()
+                raise self._unwritten(event["day"], event["task"])
+        self.end()
+        inner = frames[-1].path.removeprefix(f"{self.solution}/") if frames else event["module"]
+        day = self.course.day_of(event["module"] or inner)
+        step = self._grade(day)
+        if day is not None and not (self.clone.exercises / (event["module"] or inner)).exists():
+            step = f"tinyllm-grade reset {day.name}"
+        raise NotSpoken(summary, next_step=step, frames=frames)
+
+    def _grade(self, day: Day | None) -> str:
+        """The command that says more about code that went wrong."""
+        if self.solution == "reference":
+            return "That is the reference: please report it, with the output of `tinyllm-grade doctor`."
+        return f"tinyllm-grade {day.name}   ({day.title})" if day else ""
+
+    def _unwritten(self, day_id: str, number: int) -> NotSpoken:
+        """For a stub that was reached. What else the engine needs and is a stub is named along with it."""
+        day = self.course.day(day_id)
+        title = next((t.title for t in day.tasks if t.id == number), day.title)
+        known = [d.id for d in self.course.days]
+        message = f"Day {day.id}, task {number} ({title}) is not written yet. "
+        message += f"This needs days {spans(self.engine.days, known)}"
+        message += f", and with --temp above 0 day {day.id}." if day.id not in self.engine.days else "."
+        others = [d.id for d in self._stubs() if d != day]
+        if others:
+            message += f" Unfinished too: {spans(others, known)}."
+        unfinished = [d for d in self.course.days if d == day or d.id in others]
+        borrow = " ".join(f"--borrow {d.id}" for d in unfinished)
+        other_way = f"{borrow}, or --solution reference" if len(unfinished) < 4 else "--solution reference"
+        return NotSpoken(message, next_step=f"tinyllm-grade {unfinished[0].name}\nor for now: {other_way}")
+
+    def _stubs(self) -> list[Day]:
+        """The engine's days in whose modules, as the child imports them, a stub's own words still stand."""
+        found = []
+        for day in self.course.days:
+            if day.id in self.engine.days and day not in self.borrow:
+                files = [self.clone.tree(self.solution) / m for m in day.modules]
+                texts = [f.read_text(encoding="utf-8", errors="replace") for f in files if f.is_file()]
+                if any(f'NotImplementedError("day {day.id}, task' in t for t in texts):
+                    found.append(day)
+        return found
+
+
+def seconds_running() -> float:
+    """Seconds since this process was started."""
+    if sys.platform == "linux":  # psutil knows the start of a Linux process to the second only
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
