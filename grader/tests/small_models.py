@@ -6,6 +6,7 @@ TEXT comes after a prompt that ends in a line break, in every precision, with a 
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ VOCABULARY = 320
 CONTEXT = 128
 
 TEMPLATE = (
-    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- for m in messages %}"
+    "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 
@@ -67,7 +69,7 @@ def write(
     model.model.embed_tokens.weight = embedding
     model.model.norm.weight = mx.ones_like(model.model.norm.weight)
     chain = [ids[b] for b in TEXT.encode()] + [ids["<|im_end|>"]]
-    follows = dict(zip(chain, chain[1:], strict=False))
+    follows = dict(itertools.pairwise(chain))
     follows[ids[ord("\n")]] = chain[0]  # a chat prompt ends so
     if endless:
         follows[chain[-2]] = chain[0]

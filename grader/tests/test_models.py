@@ -69,7 +69,7 @@ def test_sound_files_in_each_precision(tmp_path: Path, options: dict, precision:
     assert model.parameters == embeddings + 64 + 2 * (attention + 3 * 64 * 128 + 2 * 64)
     assert (model.name, model.model_type, model.context) == ("small", "qwen2", small_models.CONTEXT)
     assert model.precision == precision
-    assert f"0.123 million parameters, {precision}, " in model.size
+    assert f"0.115 million parameters, {precision}, " in model.size
     width = 4 if options.get("dtype", mx.float32) == mx.float32 else 2
     assert model.unpacked_bytes == width * model.parameters
 
@@ -307,7 +307,7 @@ def hub() -> Iterator[Callable[[int, str], str]]:
             def log_message(self, *words: object) -> None: ...
 
         servers.append(HTTPServer(("127.0.0.1", 0), Answer))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}"
 
     yield start
