@@ -159,7 +159,7 @@ def chat(speaker: Speaker, request: Ask, system: str) -> int:
     history: list[dict[str, str]] = []
     first = [{"role": "system", "content": system}] if system else []
     greet(screen, speaker)
-    for line in turns(talking):
+    for line in turns(screen, talking):
         if line.startswith("/"):
             if line in ("/exit", "/quit"):
                 break
@@ -215,7 +215,7 @@ def greet(screen: Screen, speaker: Speaker) -> None:
     screen.paragraph("Ctrl-C ends a reply, Ctrl-D the conversation; /help lists the rest.", "dim")
 
 
-def turns(talking: bool) -> Iterator[str]:
+def turns(screen: Screen, talking: bool) -> Iterator[str]:
     """The messages, without empty ones; a line that ends in a backslash goes on in the next."""
     if talking:
         with contextlib.suppress(ImportError):
@@ -232,6 +232,8 @@ def turns(talking: bool) -> Iterator[str]:
             if not talking:
                 raise
             sys.stdout.write("\n")
+            sys.stdout.flush()
+            screen.paragraph("Ctrl-D or /exit ends the conversation.", "dim")
             message = []
             continue
         else:

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from . import models
 from .catalog import Course
 from .clone import Clone, installed_root
+from .errors import CourseError
 
 
 class State(Enum):
@@ -69,6 +71,7 @@ def examine(clone: Clone, course: Course) -> list[Finding]:
         _blas(),
         _git(clone),
         _compiler(),
+        *([_shipped_model(clone)] if course.engines else []),
         _terminal(),
     ]
 
@@ -194,6 +197,16 @@ def _compiler() -> Finding:
             "python -m pip install -e .",
         )
     return Finding("C++ compiler", State.OK, f"{compiler}; cmake, ninja and nanobind {_version('nanobind')}")
+
+
+def _shipped_model(clone: Clone) -> Finding:
+    """Whether the model that needs no download is whole; its weights are not read."""
+    try:
+        model = models.resolve(clone)
+    except CourseError as error:
+        reason = error.message.removeprefix(f"{models.SHIPPED}: ")
+        return Finding(models.SHIPPED, State.LATER, reason, error.next_step)
+    return Finding(models.SHIPPED, State.OK, f"{model.size}; generate and chat run it")
 
 
 def _terminal() -> Finding:

@@ -182,7 +182,7 @@ class Speaker:
         self._selector.register(output, selectors.EVENT_READ)
         self._buffer = self._unsent = b""
         self._arrived: list[dict[str, Any]] = []
-        self._prints, self._own_prints = HeadAndTail(), HeadAndTail()
+        self._prints = HeadAndTail()
         self._stage = "starting"  # then importing, loading, building, ready
         self._looked_at_memory = 0.0
 
@@ -249,7 +249,7 @@ class Speaker:
     def _take(self, event: dict[str, Any]) -> Event | None:
         match event["event"]:
             case "importing" | "loading" | "building" | "ready":
-                self._change_stage(event["event"])
+                self._stage = event["event"]
             case "began":
                 return Began(event["prompt_tokens"], event["dropped"], event["most"])
             case "piece":
@@ -261,14 +261,6 @@ class Speaker:
             case "fault":
                 self._fault(event)
         return None
-
-    def _change_stage(self, stage: str) -> None:
-        """Go on to the next stage. Of what is printed, only what the tree's code prints is kept."""
-        if self._stage in ("starting", "loading"):
-            self._prints = self._own_prints
-        self._stage = stage
-        if stage == "loading":
-            self._own_prints, self._prints = self._prints, HeadAndTail()
 
     def _pump(self) -> None:
         """Send what can be sent; read what was printed and reported."""
@@ -312,11 +304,12 @@ class Speaker:
 
     def _died(self, how: str) -> None:
         """Raise for a child that ended, or must end, without a word."""
-        stage, said = self._stage, self._prints.text().strip()
+        stage = self._stage
         self.end()
         if stage == "starting":
+            said = self.prints().strip().splitlines() or [how]
             raise EnvironmentFault(
-                f"The process that runs the model could not start: {(said.splitlines() or [how])[-1]}",
+                f"The process that runs the model could not start: {said[-1]}",
                 next_step="tinyllm-grade doctor",
             )
         if stage == "loading":
@@ -365,8 +358,9 @@ class Speaker:
         if others:
             message += f" Unfinished too: {spans(others, known)}."
         unfinished = [d for d in self.course.days if d == day or d.id in others]
-        borrow = " ".join(f"--borrow {d.id}" for d in unfinished)
-        other_way = f"{borrow}, or --solution reference" if len(unfinished) < 4 else "--solution reference"
+        lacking = [d for d in self.course.days if d in unfinished or d in self.borrow]
+        borrow = " ".join(f"--borrow {d.id}" for d in lacking)
+        other_way = f"{borrow}, or --solution reference" if len(lacking) < 5 else "--solution reference"
         return NotSpoken(message, next_step=f"tinyllm-grade {unfinished[0].name}\nor for now: {other_way}")
 
     def _stubs(self) -> list[Day]:

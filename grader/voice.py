@@ -6,9 +6,10 @@ Whatever goes wrong ends as a `Told`: a sentence, and for the tree's code its li
 from __future__ import annotations
 
 import inspect
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -74,9 +75,10 @@ class Voice:
         build, self._generate = self._named(self.engine.model), self._named(self.engine.generate)
         self.emit("loading", {})
         try:
-            import mlx_lm
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # libraries like to talk
+                import mlx_lm
 
-            loaded, self.tokenizer = mlx_lm.load(str(path), model_config=dict(config))
+                loaded, self.tokenizer = mlx_lm.load(str(path), model_config=dict(config))
         except Exception as error:
             reason = f"{type(error).__name__}: {faults.first_line(error)}"
             raise Told("files", f"mlx-lm cannot load {path.name}: {reason}") from None
@@ -283,4 +285,4 @@ class Watched:
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else f"an object of type {type(value).__name__}"
