@@ -222,7 +222,7 @@ def load(clone: Clone) -> Course:
                     f"{clone.relative(day.folder)}/checkpoint.toml: builds_on: '{other}' is no earlier day"
                 )
     course = Course(title=title, weeks=weeks, days=tuple(days), limits=limits, reference_only=reference_only)
-    return replace(course, engines=tuple(_engine(e, course) for e in engines))
+    return replace(course, engines=_engines(engines, course))
 
 
 def _order(day_id: str) -> tuple[int, ...]:
@@ -258,6 +258,16 @@ def _day(folder: Path, course_rules: tuple[Rule, ...], clone: Clone) -> Day:
     )
     r.done()
     return day
+
+
+def _engines(readers: list[_Reader], course: Course) -> tuple[Engine, ...]:
+    engines: list[Engine] = []
+    for reader in readers:
+        engine = _engine(reader, course)
+        if engine.id in {e.id for e in engines}:
+            reader.fail("id", f"two engines are called '{engine.id}'")
+        engines.append(engine)
+    return tuple(engines)
 
 
 def _engine(r: _Reader, course: Course) -> Engine:

@@ -56,6 +56,15 @@ class Printer:
             if hasattr(stream, "reconfigure"):  # what the terminal cannot show becomes a question mark
                 stream.reconfigure(errors="replace")
 
+    def load(self) -> None:
+        """Wait until the model is loaded."""
+        self._wait("loading the model")
+        try:
+            self.speaker.load()
+        finally:
+            self._wait("")
+            self._show_prints()
+
     def follow(self, request: Ask, clock: Callable[[], float]) -> Reply:
         """Ask, print the reply, and return it. Ctrl-C ends the reply, a second one at once.
 
@@ -78,9 +87,12 @@ class Printer:
             if not reply.text.endswith("\n") and (reply.text or reply.done):
                 sys.stdout.write("\n")
             sys.stdout.flush()
-            if printed := self.speaker.prints():
-                self.screen.printed(printed, "dim")
+            self._show_prints()
         return reply
+
+    def _show_prints(self) -> None:
+        if printed := self.speaker.prints():
+            self.screen.printed(printed, "dim")
 
     def _show(self, event: object, reply: Reply, clock: Callable[[], float]) -> Reply:
         match event:
@@ -159,6 +171,11 @@ def chat(speaker: Speaker, request: Ask, system: str) -> int:
     history: list[dict[str, str]] = []
     first = [{"role": "system", "content": system}] if system else []
     greet(screen, speaker)
+    try:
+        printer.load()
+    except NotSpoken as fault:
+        printer.fault(fault)
+        return fault.exit_code
     for line in turns(screen, talking):
         if line.startswith("/"):
             if line in ("/exit", "/quit"):
@@ -179,7 +196,7 @@ def chat(speaker: Speaker, request: Ask, system: str) -> int:
             reply = printer.follow(turn, lambda since=asked_at: time.monotonic() - since)
         except NotSpoken as fault:
             printer.fault(fault)
-            if not talking or not history:
+            if not talking:
                 return fault.exit_code
             screen.paragraph("The conversation is kept: mend the file and ask again.", "dim")
             continue

@@ -203,6 +203,12 @@ class Speaker:
 
     # ---- replies
 
+    def load(self) -> None:
+        """Wait until the model is loaded. Raises as `ask` does."""
+        while self._stage != "ready":
+            for _ in self._step():
+                pass
+
     def ask(self, request: Ask) -> Iterator[Event]:
         """The events of one reply, up to Done.
 
@@ -231,20 +237,26 @@ class Speaker:
         self.end()
 
     def _follow(self, deadline: float) -> Iterator[Event]:
+        """The events up to Done; at the deadline the child is ended."""
         while time.monotonic() < deadline:
-            self._pump()
-            while self._arrived:
-                event = self._take(self._arrived.pop(0))
-                if event is not None:
-                    yield event
+            for event in self._step():
+                yield event
                 if isinstance(event, Done):
                     return
-            if self.process is not None and self.process.poll() is not None:
-                self._pump()
-                if not self._arrived:
-                    self._died(processes.ending(self.process.returncode, "the reply"))
-            self._look_at_memory()
         self.end()
+
+    def _step(self) -> Iterator[Event]:
+        """Wait a moment for events, and see to it that the child is alive and within its memory."""
+        self._pump()
+        while self._arrived:
+            event = self._take(self._arrived.pop(0))
+            if event is not None:
+                yield event
+        if self.process is not None and self.process.poll() is not None:
+            self._pump()
+            if not self._arrived:
+                self._died(processes.ending(self.process.returncode, "the reply"))
+        self._look_at_memory()
 
     def _take(self, event: dict[str, Any]) -> Event | None:
         match event["event"]:

@@ -95,6 +95,51 @@ def test_days_may_build_on_earlier_days_only(course: Toy) -> None:
         catalog.load(course.clone)
 
 
+ENGINE = """
+[[engines]]
+id = "toy"
+title = "adds"
+days = ["1.1"]
+model = "week1/sums.py::double"
+generate = "week1/sums.py::row_sums"
+sampler = "week1/means.py::Mean"
+"""
+
+
+def test_engines_are_read(course: Toy) -> None:
+    course.write("checkpoints/course.toml", toy.COURSE + ENGINE)
+    (engine,) = course.course.engines
+    assert (engine.id, engine.days, str(engine.sampler)) == ("toy", ("1.1",), "week1/means.py::Mean")
+    assert course.course.engine("TOY") == engine
+    with pytest.raises(UsageError, match="There is no engine called 'x'"):
+        course.course.engine("x")
+    assert course.course.day_of("week1/means.py").id == "1.2"
+    assert course.course.day_of("week1/none.py") is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('title = "adds"', "", r"engines\[0\].title: is missing"),
+        ('title = "adds"', 'title = "adds"\ncolour = 1', r"engines\[0\].colour: is not a key"),
+        ('["1.1"]', '["1.9"]', r"engines\[0\].days: '1.9' is no day of this course"),
+        (
+            "sums.py::double",
+            "other.py::double",
+            r"engines\[0\].model: must be module.py::name",
+        ),
+        ("sums.py::row_sums", "sums.py", r"engines\[0\].generate: must be module.py::name"),
+        (ENGINE, ENGINE + ENGINE, r"engines\[1\].id: two engines are called 'toy'"),
+    ],
+)
+def test_a_wrong_engine_names_the_key(course: Toy, old: str, new: str, message: str) -> None:
+    assert old in ENGINE
+    course.write("checkpoints/course.toml", toy.COURSE + ENGINE.replace(old, new, 1))
+    with pytest.raises(SpecError, match=message) as caught:
+        catalog.load(course.clone)
+    assert caught.value.message.startswith("checkpoints/course.toml: ")
+
+
 def test_a_day_of_an_unknown_week(course: Toy) -> None:
     course.write("checkpoints/day9_1/checkpoint.toml", toy.DAY_1.replace('"1.1"', '"9.1"', 1))
     with pytest.raises(SpecError, match=r"week 9 is not in course\.toml"):

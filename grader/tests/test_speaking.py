@@ -468,9 +468,7 @@ def test_chat_at_a_terminal(finished: Clone, endless: Path) -> None:
     terminal.type("\x03")
     terminal.until("stopped")
     terminal.until("> ")
-    time.sleep(
-        0.3
-    )  # readline misses a signal in the moment between its prompt and its first look at the keys
+    time.sleep(0.3)  # between its prompt and its first look at the keys readline misses a signal
     terminal.type("half a line\x03")
     terminal.until("ends the conversation")
     terminal.until("> ")

@@ -279,6 +279,21 @@ def test_durations(seconds, text):
     assert words.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        ("", ""),
+        ("b", "b"),
+        ("ba", "a, b"),
+        ("cab", "a to c"),
+        ("abcef", "a to c, e, f"),
+        ("bdef", "b, d to f"),
+    ],
+)
+def test_days_in_a_row_are_run_together(chosen, text):
+    assert words.spans(chosen, "abcdef") == text
+
+
 # --- what is the learner's
 
 
