@@ -143,10 +143,11 @@ def test_an_exception_is_told_at_the_learners_line_in_about_ten_lines(clone: Clo
     assert len(err.splitlines()) <= 16
 
 
-def test_a_syntax_error(clone: Clone) -> None:
+@pytest.mark.parametrize("command", [["generate", "Hello"], ["chat"]], ids=" ".join)
+def test_a_syntax_error(clone: Clone, command: list[str]) -> None:
     (clone.exercises / GENERATION).write_text("def stream_generate(\n    model:: int):\n")
-    code, _, err = speak(clone, "generate", "Hello")
-    assert code == 1
+    code, out, err = speak(clone, *command, said="Hello\n")
+    assert (code, out) == (1, "")
     assert "exercises/week1/generation.py has a syntax error on line 2: invalid syntax." in words(err)
     assert "model:: int):" in err
     assert "next       tinyllm-grade day1.6" in err
@@ -478,6 +479,27 @@ def test_chat_at_a_terminal(finished: Clone, endless: Path) -> None:
     terminal.type("\x03")
     figures = terminal.until("stopped")
     assert int(re.findall(r"(\d+) prompt tokens", figures)[-1]) > 60  # the reply that was stopped counts
+    terminal.until("> ")
+    terminal.type("\x04")
+    assert terminal.process.wait(SECONDS) == 0
+    os.close(terminal.master)
+
+
+def test_a_fault_at_a_terminal_leaves_the_conversation(clone: Clone) -> None:
+    right = (clone.exercises / GENERATION).read_text()
+    (clone.exercises / GENERATION).write_text("def stream_generate(*a, **b):\n    yield 1 / 0\n")
+    terminal = Terminal(clone, "chat")
+    terminal.until("> ")
+    terminal.type("Hello\n")
+    terminal.until("ZeroDivisionError")
+    terminal.until("mend the file and ask again")
+    (clone.exercises / GENERATION).write_text(right)
+    terminal.until("> ")
+    terminal.type("Hello\n")
+    terminal.until(TEXT)
+    terminal.until("> ")
+    terminal.type("x" * 200 + "\n")
+    assert "128" in terminal.until("reply included")
     terminal.until("> ")
     terminal.type("\x04")
     assert terminal.process.wait(SECONDS) == 0
