@@ -126,14 +126,14 @@ class Printer:
         """The line below a reply: how much, how fast, and why it ended where that is worth a word."""
         parts = []
         if reply.began is not None and reply.done is not None:
-            parts = [f"{reply.began.prompt_tokens} prompt tokens", f"{reply.done.tokens} tokens"]
+            limit = ""
+            if reply.done.tokens >= reply.began.most and not reply.interrupted:
+                limit = " (context full)" if reply.began.most < request.max_tokens else " (--max-tokens)"
+            parts = [f"{reply.began.prompt_tokens} prompt tokens", f"{reply.done.tokens} tokens{limit}"]
             if reply.text:
                 parts.append(f"first after {reply.first:.2f} s")
             if reply.done.per_second:
                 parts.append(f"{reply.done.per_second:.3g} tokens/s")
-            if reply.done.tokens >= reply.began.most and not reply.interrupted:
-                full = reply.began.most < request.max_tokens
-                parts.append("cut, the context is full" if full else "cut by --max-tokens")
         if reply.interrupted:
             parts.append("stopped" if reply.done else "stopped: the code did not react and was ended")
         self.screen.paragraph(", ".join(parts), "dim")

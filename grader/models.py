@@ -68,7 +68,8 @@ def resolve(clone: Clone, text: str = "") -> Model:
     """
     name = text or SHIPPED
     own = shipped(clone, name)
-    if re.fullmatch(r"[\w.-]+", name) and (name == SHIPPED or own.is_dir()) and not Path(name).is_dir():
+    named = re.fullmatch(r"[\w.-]+", name) and (name == SHIPPED or own.is_dir()) and not Path(name).is_dir()
+    if not text or named:
         return check(own, name, mend=f"Bring it back: git checkout -- {clone.relative(own)}")
     folder = Path(name).expanduser()
     if folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,14 @@ def test_engines_are_read(course: Toy) -> None:
         course.course.engine("x")
     assert course.course.day_of("week1/means.py").id == "1.2"
     assert course.course.day_of("week1/none.py") is None
+
+
+def test_the_courses_engines_are_in_the_reference() -> None:
+    clone = Clone(installed_root())
+    for engine in catalog.load(clone).engines:
+        for symbol in (engine.model, engine.generate, engine.sampler):
+            text = (clone.reference / symbol.module).read_text()
+            assert re.search(rf"^(def|class) {symbol.name}\b", text, re.M), symbol
 
 
 @pytest.mark.parametrize(

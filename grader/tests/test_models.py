@@ -86,7 +86,9 @@ def test_rope_theta_where_transformers_5_writes_it(folder: Path) -> None:
     assert models.resolve(Clone(folder.parent), str(folder)).config == {"rope_theta": 5e5}
 
 
-def test_the_shipped_model_and_others_beside_it_by_name(folder: Path, tmp_path: Path) -> None:
+def test_the_shipped_model_and_others_beside_it_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clone = Clone(tmp_path / "clone")
     with pytest.raises(EnvironmentFault, match="is missing") as caught:
         models.resolve(clone)
@@ -94,7 +96,11 @@ def test_the_shipped_model_and_others_beside_it_by_name(folder: Path, tmp_path: 
     for name in ("tiny-qwen2", "other"):
         models.shipped(clone, name).parent.mkdir(parents=True, exist_ok=True)
         small_models.write(models.shipped(clone, name))
-    assert models.resolve(clone).name == "tiny-qwen2"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-qwen2").mkdir()
+    assert models.resolve(clone).path == models.shipped(clone)
+    with pytest.raises(EnvironmentFault, match=r"config\.json is missing"):  # a folder here comes first
+        models.resolve(clone, "tiny-qwen2")
     assert models.resolve(clone, "other").path == models.shipped(clone, "other")
 
 

@@ -261,6 +261,12 @@ def test_drawn_tokens(speaker: Speaker) -> None:
     assert text_of(list(speaker.ask(drawn))) == TEXT
 
 
+def test_what_cut_a_reply_is_in_its_figures(finished: Clone) -> None:
+    _, out, err = speak(finished, "generate", "--max-tokens", "4", "--stop", "zz", "Hello")
+    assert out == "The \n"
+    assert "4 tokens (--max-tokens), first after" in err
+
+
 def test_a_prompt_that_does_not_fit_leaves_the_process_as_it_was(speaker: Speaker) -> None:
     with pytest.raises(UsageError, match="The prompt has 200 tokens; this model takes at most 128, reply in"):
         list(speaker.ask(Ask(text="x" * 200)))
