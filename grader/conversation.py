@@ -135,7 +135,8 @@ class Printer:
             if reply.done.per_second:
                 parts.append(f"{reply.done.per_second:.3g} tokens/s")
         if reply.interrupted:
-            parts.append("stopped" if reply.done else "stopped: the code did not react and was ended")
+            ended = reply.began is not None and reply.done is None
+            parts.append("stopped: the code did not react and was ended" if ended else "stopped")
         self.screen.paragraph(", ".join(parts), "dim")
         if reply.interrupted and reply.done and reply.done.stopped and not reply.text:
             self.screen.frames(reply.done.stopped, "it was at")

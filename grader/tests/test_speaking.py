@@ -165,6 +165,17 @@ def test_ctrl_c_ends_the_reply(finished: Clone, endless: Path) -> None:
     assert re.search(r"tokens/s, stopped\n$", err)
 
 
+def test_ctrl_c_ends_a_loop_that_runs_while_importing(clone: Clone) -> None:
+    loop = "import pathlib\npathlib.Path('there').touch()\nwhile True: pass\n"
+    (clone.exercises / GENERATION).write_text(loop)
+    process = begin(clone, "generate", "Hello")
+    end = time.monotonic() + SECONDS
+    while not (clone.root / "there").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "stopped\n")
+
+
 def test_the_child_dies_with_the_program(finished: Clone, endless: Path) -> None:
     process = begin(finished, "generate", "Hello", "--model", str(endless), "--max-tokens", "90000")
     assert process.stdout is not None
