@@ -61,8 +61,8 @@ def load(folder: Path) -> tuple[State, GPTConfig, TrainConfig]:
 def export(folder: Path, parameters: Parameters, model: GPTConfig, tokenizer: Path, eos: list[int]) -> None:
     """A folder that mlx_lm.load reads: config.json, 4-bit weights, the files in the folder `tokenizer`.
 
-    Every matrix is quantised in groups of 64 along its rows. Scales, norms and biases stay float32, so that the
-    model computes in it: of the dtypes, it is the one with a BLAS on a CPU. It costs 4 bytes in 36.
+    Every matrix is quantised in groups of 64 along its rows. Scales, norms and biases stay float32, so that
+    the model computes in it: of the dtypes, it is the one with a BLAS on a CPU. It costs 4 bytes in 36.
 
     Args:
         eos: the ids that end a text; the first is that of a chat turn.

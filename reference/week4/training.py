@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from .data import Batch, Encode, Packer
 from .gpt import GPTConfig, Parameters, forward, init_parameters, logits
-from .parallel import Group
+from .parallel import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def packer_of(config: TrainConfig, step: int, encode: Encode) -> Packer:
     return Packer(encode, max(1, config.rows // longer), config.length * longer, config.prompt_weight)
 
 
-def step(state: State, model: GPTConfig, config: TrainConfig, encode: Encode, group: Group = Group()) -> dict:
+def step(state: State, model: GPTConfig, config: TrainConfig, encode: Encode, group: Group = ALONE) -> dict:
     """One step: gradients of `accumulate` batches, clipped, then AdamW. Returns what there is to report."""
     packer = packer_of(config, state.step, encode)
     packer.position = state.position
@@ -166,7 +166,7 @@ def train(
     model: GPTConfig,
     config: TrainConfig,
     encode: Encode,
-    group: Group = Group(),
+    group: Group = ALONE,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict]:
     """Steps up to config.steps, from wherever `state` is. Yields a report after each, with
