@@ -102,7 +102,7 @@ def sample(split: str, index: int) -> Sample:
     if split not in SPLITS:
         raise ValueError(f"split is one of {SPLITS}, not {split!r}")
     rng = random.Random(f"{split} {index}")
-    make = rng.choices((_story, _question, _tool, _long), weights=(8, 8, 4, 1))[0]
+    make = rng.choices((_story, _question, _tool, _long), weights=(6, 10, 4, 1))[0]
     return make(rng, split)
 
 
@@ -275,9 +275,14 @@ def _asked_in_turn(rng: random.Random, text: str, asked: Asked) -> tuple[Turn, .
 
 
 def _about_story(rng: random.Random, split: str) -> tuple[str, Asked]:
-    """A story, and one to four questions that it answers in one way only, or one that it does not answer."""
+    """A story, broken off in half the cases, and questions that it answers in one way only.
+
+    Or one question that it does not answer.
+    """
     hero, thing = _hero_and_thing(rng, split)
     events = stories.make_story(rng, hero, thing)
+    if rng.random() < 0.5:
+        events = events[: rng.randint(2, len(events))]
     text = " ".join(sentence for _, sentence in events)
     if rng.random() < 0.05:
         stranger = rng.choice([name for name in NAMES if name not in text])
@@ -290,12 +295,12 @@ def _about_story(rng: random.Random, split: str) -> tuple[str, Asked]:
 
 
 def _with_one_answer(rng: random.Random, events: list[stories.Told]) -> Asked:
-    """One to four questions about the events; no other event answers them otherwise."""
+    """Up to four questions about the events; no other event answers them otherwise."""
     answers: dict[str, set[str]] = {}
     for question, answer in _questions_of(events):
         answers.setdefault(question, set()).add(answer)
     clear = [(q, found.pop()) for q, found in answers.items() if len(found) == 1]
-    return rng.sample(clear, rng.randint(1, 4))
+    return rng.sample(clear, min(len(clear), rng.randint(1, 4)))
 
 
 def _questions_of(events: list[stories.Told]) -> Iterator[tuple[str, str]]:
@@ -309,7 +314,10 @@ def _questions_of(events: list[stories.Told]) -> Iterator[tuple[str, str]]:
 
 
 def _about_notes(rng: random.Random, split: str) -> tuple[str, Asked]:
-    """Three to nine notes, and one to four questions. No two notes have a name, thing or place in common."""
+    """One to nine notes, and up to four questions. No two notes have a name, thing or place in common.
+
+    Half the lists have one or two notes. In these copying can be learnt before finding.
+    """
 
     def draw() -> stories.Slots:
         words = {"name1": NAMES, "thing1": THINGS, "place1": PLACES, "colour1": COLOURS, "food1": FOODS}
@@ -322,8 +330,9 @@ def _about_notes(rng: random.Random, split: str) -> tuple[str, Asked]:
     asked: Asked = []
     notes: list[str] = []
     taken: set[str] = set()
-    questions = rng.randint(1, 4)
-    for number in range(rng.randint(max(3, questions), 9)):
+    count = rng.randint(1, 2) if rng.random() < 0.5 else rng.randint(3, 9)
+    questions = min(count, rng.randint(1, 4))
+    for number in range(count):
         form, question = rng.choice(NOTES)
         slots = draw()
         while taken & {slots["name1"], slots["thing1"], slots["place1"]} or (
@@ -335,7 +344,7 @@ def _about_notes(rng: random.Random, split: str) -> tuple[str, Asked]:
         if number < questions:
             asked.append((stories.fill(question, slots), note))
         notes.append(note)
-    if rng.random() < 0.05:
+    if count > 1 and rng.random() < 0.05:
         notes.remove(asked[0][1])
         asked = [(asked[0][0], NOT_SAID)]
     rng.shuffle(notes)
@@ -400,5 +409,5 @@ def _look_up(rng: random.Random, split: str, tool: str) -> tuple[str, str, str, 
     if tool == "weather":
         result = rng.choice(SKIES)
     else:
-        result = "".join(rng.choices("123456789", k=2 if tool == "price" else 5))
+        result = "".join(rng.choices("123456789", k=2 if tool == "price" else 4))
     return question.format(word), word, result, answer.format(result, word)
