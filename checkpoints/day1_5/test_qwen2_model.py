@@ -2,7 +2,8 @@
 
 Checkpoints are made here, with seeded weights: dimensions that all differ, two or more KV heads, an eps and a
 theta that are no one's default. mlx-lm computes the same checkpoint in float32: what a check sees is the
-error of the code under test, and not the half precision of two programs.
+error of the code under test, and not the half precision of two programs. One checkpoint is not made here: the
+trained model that comes with the course. Nothing is asked of what it has learnt.
 """
 
 import functools
@@ -22,7 +23,9 @@ from tinyllm.grader.testing import (
     mlx_lm_module,
     require,
     sample,
+    shipped_model,
     task,
+    tolerance,
 )
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
@@ -326,8 +329,8 @@ def check_dequantized(solution, layer, dtype, *, what, fact):
     )
 
 
-def check_model(model, mlx_model, inputs, dtype=F32, *, fact, what="", quantized=False):
-    """Logits against mlx-lm's in float32.
+def logit_error(config, want, length, dtype, quantized):
+    """The terms, roundings and magnitude of logits over `length` tokens, for check.close.
 
     A rounding of relative size u anywhere on the way moves the stream by u of its size. The norms keep
     relative sizes, a random matrix passes a relative error on as it is, and the residual stream carries each
@@ -336,23 +339,30 @@ def check_model(model, mlx_model, inputs, dtype=F32, *, fact, what="", quantized
     of logits being some four standard deviations out, and for the softmax and the gate, which enlarge an
     error up to twice.
     """
-    got = model(inputs)
-    want = as_float64(oracle_of(mlx_model)(inputs))
-    config = mlx_model.args
     block = BLOCK + (DEQUANTIZE * ALONG_A_BLOCK if quantized else 0)
     block += HEAD_NORMS if config.model_type == "qwen3" else 0
-    block += 2 * inputs.shape[1] if dtype == F32 else 0  # the angles, as in a block
+    block += 2 * length if dtype == F32 else 0  # the angles, as in a block
     roundings = config.num_hidden_layers * block + RMS_NORM + 2  # the last norm, the head and its cast
+    return {
+        "terms": config.intermediate_size,
+        "roundings": 2 * roundings if dtype == F32 else roundings,  # in float32 mlx-lm rounds as well
+        "magnitude": np.sqrt((want**2).mean(axis=-1, keepdims=True)),
+    }
+
+
+def check_model(model, mlx_model, inputs, dtype=F32, *, fact, what="", quantized=False):
+    """Logits against mlx-lm's in float32. Returns both, the learner's as they are."""
+    got = model(inputs)
+    want = as_float64(oracle_of(mlx_model)(inputs))
     check.close(
         got,
         want,
         dtype=dtype,
-        terms=config.intermediate_size,
-        roundings=2 * roundings if dtype == F32 else roundings,  # in float32 mlx-lm rounds as well
-        magnitude=np.sqrt((want**2).mean(axis=-1, keepdims=True)),
+        **logit_error(mlx_model.args, want, inputs.shape[1], dtype, quantized),
         what=f"Qwen2ModelWeek1(mlx_model)(inputs), inputs {tuple(inputs.shape)}, {dtype_name(dtype)}{what}",
         fact=fact,
     )
+    return got, want
 
 
 # ---- task 1: the embedding ----
@@ -713,3 +723,24 @@ def test_model_one_after_the_other(solution):
         model = solution.Qwen2ModelWeek1(mlx_model)
         what = f", {config['model_type']}"
         check_model(model, mlx_model, token_ids((2, 4), 117, seed=seed), fact="model-optional", what=what)
+
+
+@task(4)
+def test_model_shipped(solution):
+    """tiny-qwen2, the trained 4-bit model that comes with the course: its logits and its next tokens"""
+    mlx_model = shipped_model("tiny-qwen2")
+    dtype = mlx_model.model.norm.weight.dtype
+    inputs = token_ids((1, 16), mlx_model.args.vocab_size, seed=610)
+    model = solution.Qwen2ModelWeek1(mlx_model)
+    options = {"quantized": True, "fact": "model-logits", "what": ", tiny-qwen2"}
+    got, want = check_model(model, mlx_model, inputs, dtype, **options)
+
+    # Where the best logit leads by more than two errors of the largest size allowed, no right computation
+    # can come to another token.
+    allowed = tolerance(dtype, **logit_error(mlx_model.args, want, inputs.shape[1], dtype, quantized=True))
+    ordered = np.sort(want, axis=-1)
+    certain = ordered[..., -1] - ordered[..., -2] > 2 * allowed[..., 0]
+    require(certain.sum() >= 4, f"the next token is beyond doubt at {certain.sum()} positions only")
+    best = mx.where(mx.array(certain), mx.argmax(got, axis=-1).astype(mx.int32), -1)
+    what = f"tiny-qwen2's next tokens at {certain.sum()} of {certain.size} positions (-1 at the others)"
+    check.ids(best, np.where(certain, want.argmax(axis=-1), -1), what=what, fact="model-logits")
