@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from .clone import find_clone
 from .report import Failure
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
@@ -77,6 +80,62 @@ def mlx_lm_module(name: str) -> ModuleType:
     return importlib.import_module(f"mlx_lm.{name}")
 
 
+def shipped_model(name: str) -> Any:
+    """The model of reference/models/`name`, as `mlx_lm.load` returns it: mlx-lm's own, weights still packed.
+
+    Loaded anew at every call, so what a check does to it stays with that check.
+    """
+    import mlx.nn as nn
+
+    folder, config = _shipped(name)
+    family = mlx_lm_module(f"models.{config['model_type']}")
+    model = family.Model(family.ModelArgs.from_dict(config))
+    weights = mx.load(str(folder / "model.safetensors"))
+    if packed := config.get("quantization"):
+        recipe = {"group_size": packed["group_size"], "bits": packed["bits"]}
+        nn.quantize(model, class_predicate=lambda path, _: f"{path}.scales" in weights and recipe)
+    model.load_weights(list(weights.items()))
+    return model
+
+
+class ShippedTokenizer:
+    """The tokenizer of reference/models/`name`, with what a solution uses of that of `mlx_lm.load`.
+
+    Made by the library that transformers uses too, without transformers itself, which takes a second. There
+    is no `detokenizer`: mlx-lm's needs transformers.
+    """
+
+    def __init__(self, name: str) -> None:
+        from tokenizers import Tokenizer
+
+        folder, config = _shipped(name)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        eos = config["eos_token_id"]
+        ids = eos if isinstance(eos, list) else [eos]
+        self.eos_token_id: int = ids[0]
+        self.eos_token_ids: set[int] = set(ids)
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def _shipped(name: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a model that ships with the course, and its config.json."""
+    clone = find_clone()
+    folder = clone.reference / "models" / name
+    lost = f"{clone.relative(folder)} is not there, or not whole: bring it back with git."
+    files = ("config.json", "model.safetensors", "tokenizer.json")
+    require(all((folder / file).is_file() for file in files), lost)
+    return folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
 class CheckFailed(AssertionError):
     """A learner's result is not what the check expects; carries the failure in the course's terms."""
 
@@ -93,6 +152,14 @@ def require(condition: bool, text: str) -> None:
     """Assert a property of the test's own input. Its failure is the course's fault, never the learner's."""
     if not condition:
         raise CourseFault(text)
+
+
+def tolerance(
+    dtype: mx.Dtype, *, terms: int, roundings: int = 8, magnitude: float | np.ndarray
+) -> np.ndarray | float:
+    """How far `check.close` lets an element be off: magnitude * u * (roundings + sqrt(terms))."""
+    relative = UNIT_ROUNDOFF[dtype] * (roundings + math.sqrt(terms))
+    return np.asarray(magnitude) * relative + SMALLEST_STEP[dtype]
 
 
 def not_run_here(reason: str) -> None:
@@ -149,13 +216,10 @@ class Check:
         finite = np.isfinite(want)
         if magnitude is None:
             magnitude = np.abs(want[finite]).max(initial=0.0)
-        tolerance = np.broadcast_to(
-            np.asarray(magnitude) * UNIT_ROUNDOFF[dtype] * (roundings + math.sqrt(terms))
-            + SMALLEST_STEP[dtype],
-            want.shape,
-        )
+        allowed = tolerance(dtype, terms=terms, roundings=roundings, magnitude=magnitude)
+        allowed = np.broadcast_to(allowed, want.shape)
         error = np.where(finite, np.abs(np.where(finite, values, 0) - np.where(finite, want, 0)), 0.0)
-        ratio = error / tolerance
+        ratio = error / allowed
         worst = float(ratio.max(initial=0.0))
         self.ratios.append(worst)
         bad = ~(ratio <= 1.0)
@@ -165,7 +229,7 @@ class Check:
                 f"{_count(bad)} too far from the right answer." + _sentence(why),
                 where=_where(bad, values, want),
                 error=f"largest error {error[at]:.3g} at {_index(at)}; "
-                f"tolerance {tolerance[at]:.2g} ({dtype_name(dtype)}, sums of {terms})",
+                f"tolerance {allowed[at]:.2g} ({dtype_name(dtype)}, sums of {terms})",
                 ratio=worst,
                 **told,
             )
@@ -262,9 +326,9 @@ class Check:
                 got=f"only ids of {_id_set(counts[at[:-1]] > 0)}",
                 **told,
             )
-        tolerance = slack + math.sqrt(math.log(4 * p.size / FALSE_ALARM) / (2 * count))
+        allowed = slack + math.sqrt(math.log(4 * p.size / FALSE_ALARM) / (2 * count))
         error = np.abs(counts / count - p)
-        worst = float(error.max()) / tolerance
+        worst = float(error.max()) / allowed
         self.ratios.append(worst)
         if not worst <= 1:
             at = np.unravel_index(int(error.argmax()), error.shape)
@@ -272,7 +336,7 @@ class Check:
                 "The tokens do not come out as often as they should." + _sentence(why),
                 where=f"id {int(at[-1])}{_row(at)}: expected a share of {p[at]:.3f}, "
                 f"got {counts[at] / count:.3f}",
-                error=f"difference {error[at]:.3g}; tolerance {tolerance:.2g} for {count} draws",
+                error=f"difference {error[at]:.3g}; tolerance {allowed:.2g} for {count} draws",
                 ratio=worst,
                 **told,
             )
