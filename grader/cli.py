@@ -396,6 +396,7 @@ def compare(day: str | None, prompt: str, model: Path | None, solution: str, ver
             status.start()
         found = comparing.compare(
             context.clone,
+            context.course,
             chosen,
             solution=solution,
             model=folder,

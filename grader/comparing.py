@@ -115,6 +115,7 @@ def model_folder(clone: Clone, given: Path | None) -> Path:
 
 def compare(
     clone: Clone,
+    course: Course,
     day: Day,
     *,
     solution: str,
@@ -126,7 +127,7 @@ def compare(
 
     `on_stage` is told what begins. Raises UsageError, EnvironmentFault, and Interrupted on Ctrl-C.
     """
-    child = _Child(clone, day, solution, model, prompt, on_stage)
+    child = _Child(clone, course, day, solution, model, prompt, on_stage)
     try:
         return child.result()
     except KeyboardInterrupt:
@@ -148,6 +149,7 @@ class _Child:
     """The running child. Its events are JSON lines on a pipe, each with a token of this run."""
 
     clone: Clone
+    course: Course
     day: Day
     solution: str
     model: Path
@@ -240,7 +242,9 @@ class _Child:
             raise EnvironmentFault(f"The comparison ended {why} while {self.stage}:\n{said.strip()}")
         where = self._line_in_stacks()
         details = (("your line", where),) if where else ()
-        stop = Finding(f"Your pass ended the process {why}.", details, f"tinyllm-grade {self.day.name}")
+        file = self.clone.root / where.partition(":")[0]
+        day = day_of(self.course, self.day, file, self.clone.tree(self.solution))
+        stop = Finding(f"Your pass ended the process {why}.", details, f"tinyllm-grade {day.name}")
         return Comparison(
             self.day.name,
             self.day.title,
@@ -282,6 +286,12 @@ class _Child:
         for fd in (self.events, self.output, self.lifeline):
             os.close(fd)
         self.folder.cleanup()
+
+
+def day_of(course: Course, day: Day, file: Path, tree: Path) -> Day:
+    """The day, of those that `day` is built on, in which the learner writes `file`; else `day` itself."""
+    modules = {tree / m: d for d in course.foundation(day) for m in d.modules}
+    return modules.get(file, day)
 
 
 YOURS = "running your pass"  # the stage in which the learner's code runs

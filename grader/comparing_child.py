@@ -24,11 +24,11 @@ from . import catalog
 from .catalog import Compared, Course, Day, Symbol
 from .child import Emitter, die_with_parent
 from .clone import Clone
-from .comparing import YOURS, Finding, Row, State
+from .comparing import YOURS, Finding, Row, State, day_of
 
 if TYPE_CHECKING:
     from .judging import Alignment, Difference, Fault, Pair
-    from .recording import Call, Recorder
+    from .recording import Recorder
     from .trees import Tree
 
 UNFINISHED = re.compile(r"day (\d+\.\d+), task (\d+): (.+)")
@@ -69,11 +69,14 @@ class _Problem(Exception):
         self.usage = usage
 
 
+class _NoModel(Exception):
+    """The learner's module does not define the model."""
+
+
 class Passes:
     """The two passes of one day's model."""
 
     def __init__(self, clone: Clone, course: Course, day: Day, solution: str) -> None:
-        from .frames import FrameRecorder
         from .trees import Tree
 
         assert day.compared is not None
@@ -82,7 +85,6 @@ class Passes:
         self.days = course.foundation(day)
         self.theirs_tree = Tree("reference", clone.reference)
         self.mine_tree = Tree("exercises", clone.tree(solution))  # also when that is the reference's folder
-        self.frames = FrameRecorder(self.mine_tree.owns, clone.relative)
         self.stop: Finding | None = None
         self.mine: Recorder | None = None
         self.instances: dict[str, Any] = {}
@@ -131,7 +133,11 @@ class Passes:
     def _run(self, tree: Tree, recorder: Recorder, whose: str) -> Any:
         import mlx.core as mx
 
-        model_class = getattr(tree.import_module(self.compared.model.module), self.compared.model.name)
+        symbol = self.compared.model
+        model_class = recorder.plain.get(symbol)
+        if model_class is None:
+            file = self.clone.relative(tree.path_of(symbol.module))
+            raise _NoModel(f"{file} has no {symbol.name}: was it renamed or deleted?")
         with recorder.recording():
             model = model_class(self.weights)
             self.instances[whose] = model
@@ -178,7 +184,7 @@ class Passes:
         labels = [p.label for p in path[1:]]
         name = call.symbol.name + (f".{call.method}" if call.method not in ("", "__call__") else "")
         layer = next((f" in {label}" for label in labels if label.startswith("layer ")), "")
-        day = self._day_of(call.symbol.module)
+        day = next(d for d in self.days if call.symbol.module in d.modules)
         if path[0].either.constructs:
             labels = ["making the model", *labels]
         details = [("where", " / ".join(labels) or "the model itself")]
@@ -199,39 +205,38 @@ class Passes:
                     f"{limit:.0e}.",
                 )
             )
+        method = call.method
         if not fault.writes and call.children:
-            inside = clue(path[-1], self.mine, self.theirs, alignment.layers)
-            details.append(("inside", "What it calls is right for what it is given. " + inside))
-        details.append(("your line", self._definition(call)))
+            inside, method = clue(path[-1], self.mine, self.theirs, alignment.layers)
+            details.append(("inside", f"What it calls is right for what it is given. {inside}".strip()))
+        details.append(("your line", self._definition(call.symbol, method)))
         return Finding(
             f"{name}{layer} is the first to differ (day {day.id}, {day.title}).",
             tuple(details),
             f"tinyllm-grade {day.name}",
         )
 
-    def _definition(self, call: Call) -> str:
-        """Where the learner defines what was called."""
+    def _definition(self, symbol: Symbol, method: str) -> str:
+        """Where the learner defines a function or method."""
         import inspect
 
         assert self.mine is not None
-        function = inspect.unwrap(self.mine.function_of(call))
+        function = inspect.unwrap(self.mine.function(symbol, method))
         code = getattr(function, "__code__", None)
         if code is None:  # something callable that is no function
-            return self.clone.relative(self.mine_tree.path_of(call.symbol.module))
+            return self.clone.relative(self.mine_tree.path_of(symbol.module))
         return f"{self.clone.relative(code.co_filename)}:{code.co_firstlineno} in {code.co_qualname}"
 
-    def _day_of(self, module: str) -> Day:
-        return next((d for d in self.days if module in d.modules), self.day)
+    def _day_of(self, file: Path) -> Day:
+        return day_of(self.course, self.day, file, self.mine_tree.folder)
 
     def _stopped_by(self, error: BaseException) -> Finding:
         """Why the learner's pass ended, with the line."""
+        from .frames import FrameRecorder
         from .render import where
 
-        frames = self.frames.of_traceback(error.__traceback__)
-        day = self.day
-        if frames:
-            inside = self.clone.relative(self.mine_tree.folder) + "/"
-            day = self._day_of(frames[-1].path.removeprefix(inside))
+        frames = FrameRecorder(self.mine_tree.owns, self.clone.relative).of_traceback(error.__traceback__)
+        day = self._day_of(self.clone.root / frames[-1].path) if frames else self.day
         details = [("your line", where(frames[-1])), ("", "  " + frames[-1].source)] if frames else []
         unfinished = UNFINISHED.search(str(error))
         if isinstance(error, (NotImplementedError, RuntimeError)) and unfinished:
@@ -245,6 +250,9 @@ class Passes:
             line = f"{file}:{error.lineno}" if error.lineno else file
             details = [("your line", line), ("", "  " + (error.text or "").strip())]
             title = f"Your code has a syntax error: {error.msg}."
+            day = self._day_of(Path(error.filename or ""))
+        elif isinstance(error, _NoModel):
+            title = str(error)
         else:
             first = (str(error).strip() or "no message").splitlines()[0]
             title = f"Your code raises {type(error).__name__}: {first}"

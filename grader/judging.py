@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from .catalog import Symbol
-from .recording import CALL, Call, Recorder, arrays_in
+from .recording import CALL, CONSTRUCTOR, Call, Recorder, arrays_in
 from .testing import UNIT_ROUNDOFF, as_float64, dtype_name
 
 # How many unit roundoffs an operation may be off, relative to its largest element. A right solution that
@@ -142,7 +142,7 @@ class Judge:
             return None
         try:
             args, kwargs = self._translated(call.arguments)
-            function = self._theirs.function_of(call)
+            function = self._theirs.function(call.symbol, call.method)
             if call.method:
                 args = (self._stand_in_for(call.instance), *args)
             return difference(call.result, function(*args, **kwargs))
@@ -296,31 +296,35 @@ def _between(mine: Call, theirs: Call) -> Difference | None:
 # ---- the first thing inside a wrong operation that is not as in the reference ----
 
 
-def clue(pair: Pair, mine: Recorder, theirs: Recorder, layers: int) -> str:
-    """One sentence about the operation's own lines, or "" when all it hands on is as in the reference."""
+def clue(pair: Pair, mine: Recorder, theirs: Recorder, layers: int) -> tuple[str, str]:
+    """One sentence about the operation's own lines, and the method in which they stand.
+
+    Nothing, "", when all that the operation hands on is as in the reference.
+    """
     if pair.mine is None or pair.theirs is None:
-        return ""
+        return "", ""
+    own = pair.mine.method
     made = [
         [c for c in r.made[id(call.instance)].children if c.constructs] if id(call.instance) in r.made else []
         for call, r in ((pair.mine, mine), (pair.theirs, theirs))
     ]
     for one, other in zip(*made, strict=False):
         if one.symbol == other.symbol and (said := _unlike(one, other, theirs, 0)):
-            return f"It makes {one.symbol.name} with {said}."
+            return f"It makes {one.symbol.name} with {said}.", CONSTRUCTOR
     for inner in pair.children:
         if inner.mine is None:
-            return f"It does not call {inner.label}, as the reference does here."
+            return f"It does not call {inner.label}, as the reference does here.", own
         if inner.theirs is not None and not inner.theirs.constructs:
             said = _unlike(inner.mine, inner.theirs, theirs, layers)
             if said:
-                return f"It calls {inner.label} with {said}."
-    return ""
+                return f"It calls {inner.label} with {said}.", own
+    return "", own
 
 
 def _unlike(mine: Call, theirs: Call, recorder: Recorder, layers: int) -> str:
     """The first argument that is not the reference's: "mask=None, the reference with mask='causal'"."""
     try:
-        signature = inspect.signature(recorder.function_of(theirs))
+        signature = inspect.signature(recorder.function(theirs.symbol, theirs.method))
         itself = [None] if theirs.method else []
         given = []
         for call in (mine, theirs):

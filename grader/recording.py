@@ -118,10 +118,10 @@ class Recorder:
         finally:
             self.active = False
 
-    def function_of(self, call: Call) -> Callable[..., Any]:
-        """The code behind a call, as the tree defines it."""
-        found = self.plain[call.symbol]
-        return getattr(found, call.method) if call.method else found
+    def function(self, symbol: Symbol, method: str) -> Callable[..., Any]:
+        """What is called by such a call, outside of any recording."""
+        found = self.plain[symbol]
+        return getattr(found, method) if method else found
 
 
 def snapshot(value: Any) -> Any:
