@@ -19,11 +19,11 @@ class NotLoadable(Exception):
     """The folder does not hold what a model needs; the message says what."""
 
 
-def load_model(folder: Path) -> Any:
+def load_model(folder: Path, *, dequantized: bool = False) -> Any:
     """mlx-lm's model with the weights of `folder`: what `mlx_lm.load` returns, without the tokenizer.
 
     Layers that have scales in the file become quantised ones, with the group size and bits that config.json
-    gives them. Raises NotLoadable.
+    gives them; with `dequantized`, plain ones of the same values. Raises NotLoadable.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -39,7 +39,10 @@ def load_model(folder: Path) -> Any:
         if hasattr(model, "sanitize"):
             weights = model.sanitize(weights)
         if quantization := config.get("quantization"):
-            _quantize(model, quantization, weights)
+            if dequantized:
+                weights = _dequantized(quantization, weights)
+            else:
+                _quantize(model, quantization, weights)
         model.load_weights(list(weights.items()))
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise NotLoadable(f"{folder} does not load: {error}") from None
@@ -55,6 +58,21 @@ def _quantize(model: Any, quantization: dict[str, Any], weights: dict[str, mx.ar
         return hasattr(layer, "to_quantized") and f"{path}.scales" in weights
 
     nn.quantize(model, quantization["group_size"], quantization["bits"], class_predicate=recipe)
+
+
+def _dequantized(quantization: dict[str, Any], weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    plain = {}
+    for name, array in weights.items():
+        layer, _, part = name.rpartition(".")
+        if f"{layer}.scales" not in weights:
+            plain[name] = array
+        elif part == "weight":
+            own = quantization.get(layer, quantization)
+            scales, biases = weights[f"{layer}.scales"], weights[f"{layer}.biases"]
+            plain[name] = mx.dequantize(array, scales, biases, own["group_size"], own["bits"])
+        elif part == "bias":
+            plain[name] = array
+    return plain
 
 
 def encode(folder: Path, prompt: str) -> list[int]:

@@ -20,6 +20,7 @@ from .stubs import NOT_COPIED
 CHILD_SIDE = frozenset(
     {"child", "frames", "plugin", "testing", "tripwires"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
+    | {"bench.model_child"}
 )
 
 TREES = ("exercises", "reference")
