@@ -175,7 +175,7 @@ class Passes:
         return told
 
     def _fault(self, fault: Fault, alignment: Alignment) -> Finding:
-        from .judging import clue, layers_in, tolerance
+        from .judging import SUSPICIOUS, clue, layers_in, tolerance
         from .testing import dtype_name
 
         assert self.mine is not None
@@ -196,7 +196,7 @@ class Passes:
             details.append(("what", f"Its result is {difference.mismatch}, for the same inputs."))
         else:
             assert difference.dtype is not None
-            limit = tolerance(difference.dtype, layers_in(call, self.compared.layer))
+            limit = tolerance(difference.dtype, layers_in(call, self.compared.layer), SUSPICIOUS)
             details.append(
                 (
                     "what",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -133,6 +134,10 @@ def test_each_mistake_is_named_where_it_stands(tmp_path: Path, folder: Path) -> 
         assert details["where"] == place
         assert fault["next_step"] == f"tinyllm-grade day{day}"
         assert INSIDE.get(name, "") in details.get("inside", ""), (name, fault)
+    states = {(r["section"], r["label"]): r["state"] for r in found["1.3/layer-rope-not-on-key"]["rows"]}
+    assert states["layer 0", "rope #2"] == "not called"
+    assert states["layer 0", "linear wv"] == "agrees"
+    assert states["", "norm"] == "differs"
     where = dict(found["1.3/layer-theta-ignored"]["fault"]["details"])["your line"]
     assert where.endswith("in Qwen2MultiHeadAttention.__init__")
     assert "writes into an array" in dict(found["1.4/rms-in-place"]["fault"]["details"])["what"]
@@ -217,6 +222,36 @@ def test_right_code_that_computes_otherwise_is_not_named(tmp_path: Path, dtype: 
         "keys and values are paired by what they hold, not by their order"
     )
     assert {r["difference"] for r in found["the same"]["rows"]} == {0}
+
+
+def test_right_code_that_calls_something_else_is_not_named(tmp_path: Path, folder: Path) -> None:
+    text = (CLONE.reference / "week1/gqa.py").read_text()
+    start = text.index("    # K and V get a group axis")
+    body = """    key, value = (mx.repeat(a, group, axis=-3) for a in (key, value))
+    mask = causal_mask(L, S, mx.float32) if isinstance(mask, str) else mask
+    return scaled_dot_product_attention_simple(query, key, value, scale, mask)
+
+
+"""
+    text = text[:start] + body + text[text.index("class Qwen2MultiHeadAttention") :]
+    text = text.replace("import linear, softmax", "import linear, scaled_dot_product_attention_simple")
+    (tmp_path / "gqa.py").write_text(text)
+    found = judged(folder, {"simple": {"week1/gqa.py": str(tmp_path / "gqa.py")}})["simple"]
+    assert (found["fault"], found["stop"]) == (None, None)
+    states = {r["label"]: r["state"] for r in found["rows"] if r["section"] == "layer 1" and r["depth"] == 3}
+    assert states["scaled_dot_product_attention_simple"] == "only yours"
+    assert states["softmax"] == "not called"
+
+
+def test_a_mistake_that_hides_in_half_precision_is_named_where_it_stands(tmp_path: Path) -> None:
+    """GELU for SiLU: in its own result within what 16 roundoffs explain, on its way out beyond that."""
+    folder = passes.write_checkpoint(tmp_path / "tiny", dtype="bfloat16", bits=None)
+    cases, _ = mutants(tmp_path, {"1.4/silu-gelu"})
+    fault = judged(folder, cases)["1.4/silu-gelu"]["fault"]
+    assert fault["title"].startswith("silu in layer 0 ")
+    off = re.search(r"difference ([\d.]+),", dict(fault["details"])["what"])
+    assert off
+    assert float(off[1]) < 16 * 2**-8
 
 
 # ---- the program
@@ -366,20 +401,43 @@ def test_ctrl_c_ends_a_pass_that_hangs(finished: Toy, folder: Path) -> None:
         # A test run in the background of a shell ignores SIGINT, and so would everything it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    child = None
-    for _ in range(100):
-        time.sleep(0.1)
-        children = psutil.Process(process.pid).children()
-        if children and children[0].cpu_times().user > 1.0:
-            child = children[0]
-            break
-    assert child is not None
+    child = busy_child(process)
     os.kill(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=10)
     assert process.returncode == 130
     assert "stopped by Ctrl-C, at exercises/week1/rope.py:" in said
     assert "Traceback" not in said
     assert not child.is_running()
+
+
+def test_the_child_dies_with_the_program(finished: Toy, folder: Path) -> None:
+    edit(
+        finished,
+        "week1/rope.py",
+        "        x32 = x.astype(mx.float32)\n",
+        "        while True:\n            pass\n",
+    )
+    process = subprocess.Popen(
+        [*toy.PROGRAM, "compare", "1.5", "--model", str(folder)],
+        cwd=finished.root,
+        env=finished.environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    child = busy_child(process)
+    process.kill()
+    process.wait()
+    psutil.wait_procs([child], timeout=5)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def busy_child(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> psutil.Process:
+    """The process's child, once it has computed for a second."""
+    for _ in range(100):
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children()
+        if children and children[0].cpu_times().user > 1.0:
+            return children[0]
+    raise AssertionError("no child at work")
 
 
 @pytest.mark.parametrize(
