@@ -17,7 +17,11 @@ from .stubs import NOT_COPIED
 
 # The grader's modules that run in the grading child. Only they import MLX, and only they import each other:
 # loading one of them in the grader's own process would load MLX there.
-CHILD_SIDE = frozenset({"child", "frames", "plugin", "testing", "tripwires"})
+CHILD_SIDE = frozenset(
+    {"child", "frames", "plugin", "testing", "tripwires"}
+    | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
+    | {"bench.model_child"}
+)
 
 TREES = ("exercises", "reference")
 PARTS = (*TREES, "checkpoints", "kernels", "grader")
