@@ -5,18 +5,34 @@ mlx-lm's own loader brings in transformers, which takes a second or two; nothing
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .testing import mlx_lm_module
-
 
 class NotLoadable(Exception):
     """The folder does not hold what a model needs; the message says what."""
+
+
+def mlx_lm_module(name: str) -> ModuleType:
+    """A module of mlx-lm that needs MLX alone, such as "models.qwen2", to build an oracle from.
+
+    mlx-lm's own __init__ brings in transformers, which takes a second or two; it is not run here. So
+    `mlx_lm.load` and its like are missing in a process that has called this before importing mlx_lm.
+    """
+    if "mlx_lm" not in sys.modules:
+        spec = importlib.util.find_spec("mlx_lm")
+        if spec is None:
+            raise ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm")
+        sys.modules["mlx_lm"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"mlx_lm.{name}")
 
 
 def load_model(folder: Path, *, dequantized: bool = False) -> Any:

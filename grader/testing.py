@@ -6,21 +6,19 @@ course's terms; `close` derives its tolerance from dtype and reduction length ag
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from . import loading
 from .clone import find_clone
+from .loading import mlx_lm_module as mlx_lm_module  # for a day's tests
 from .report import Failure
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
@@ -66,36 +64,16 @@ def as_float64(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32)).astype(np.float64)
 
 
-def mlx_lm_module(name: str) -> ModuleType:
-    """A module of mlx-lm that needs MLX alone, such as "models.qwen2", to build an oracle from.
-
-    mlx-lm's own __init__ brings in transformers, which takes a second or two; it is not run here. So
-    `mlx_lm.load` and its like are missing in a process that has called this before importing mlx_lm.
-    """
-    if "mlx_lm" not in sys.modules:
-        spec = importlib.util.find_spec("mlx_lm")
-        if spec is None:
-            raise ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm")
-        sys.modules["mlx_lm"] = importlib.util.module_from_spec(spec)
-    return importlib.import_module(f"mlx_lm.{name}")
-
-
 def shipped_model(name: str) -> Any:
     """The model of reference/models/`name`, as `mlx_lm.load` returns it: mlx-lm's own, weights still packed.
 
     Loaded anew at every call, so what a check does to it stays with that check.
     """
-    import mlx.nn as nn
-
-    folder, config = _shipped(name)
-    family = mlx_lm_module(f"models.{config['model_type']}")
-    model = family.Model(family.ModelArgs.from_dict(config))
-    weights = mx.load(str(folder / "model.safetensors"))
-    if packed := config.get("quantization"):
-        recipe = {"group_size": packed["group_size"], "bits": packed["bits"]}
-        nn.quantize(model, class_predicate=lambda path, _: f"{path}.scales" in weights and recipe)
-    model.load_weights(list(weights.items()))
-    return model
+    folder, _ = _shipped(name)
+    try:
+        return loading.load_model(folder)
+    except loading.NotLoadable as error:
+        raise CourseFault(str(error)) from None
 
 
 class ShippedTokenizer:
