@@ -77,6 +77,14 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What `tinyllm-grade compare` runs: a model made of a day's code, and what its layers are calls of."""
+
+    model: Symbol  # a class: made with mlx-lm's model, called with token ids (1, L)
+    layer: Symbol  # a class: its k-th call is layer k
+
+
+@dataclass(frozen=True)
 class Day:
     id: str  # "1.3"
     title: str
@@ -89,6 +97,7 @@ class Day:
     facts: tuple[Fact, ...]
     rules: tuple[Rule, ...]  # the course's and the day's own
     questions: tuple[Question, ...]
+    compared: Compared | None = None  # None: the day has no model whose passes could be set side by side
 
     @property
     def name(self) -> str:
@@ -187,6 +196,14 @@ class Course:
         known = " ".join(e.id for e in self.engines) or "none"
         raise UsageError(f"There is no engine called '{text}'. Engines: {known}")
 
+    def foundation(self, day: Day) -> tuple[Day, ...]:
+        """The day and every earlier day whose code it runs, in the course's order."""
+        needed = {day.id}
+        for earlier in reversed(self.days[: self.days.index(day) + 1]):
+            if earlier.id in needed:
+                needed |= set(earlier.builds_on)
+        return tuple(d for d in self.days if d.id in needed)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -222,6 +239,13 @@ def load(clone: Clone) -> Course:
                     f"{clone.relative(day.folder)}/checkpoint.toml: builds_on: '{other}' is no earlier day"
                 )
     course = Course(title=title, weeks=weeks, days=tuple(days), limits=limits, reference_only=reference_only)
+    for day in days:
+        for symbol in (day.compared.model, day.compared.layer) if day.compared else ():
+            if symbol not in {s for d in course.foundation(day) for t in d.tasks for s in t.symbols}:
+                raise SpecError(
+                    f"{clone.relative(day.folder)}/checkpoint.toml: compare: no task of the day, "
+                    f"or of a day it builds on, lists {symbol}"
+                )
     return replace(course, engines=_engines(engines, course))
 
 
@@ -255,6 +279,7 @@ def _day(folder: Path, course_rules: tuple[Rule, ...], clone: Clone) -> Day:
         facts=tuple(_fact(f) for f in r.tables("facts", default=[])),
         rules=course_rules + tuple(_rule(x) for x in r.tables("forbids", default=[])),
         questions=tuple(_question(q) for q in r.tables("questions", default=[])),
+        compared=_compared(r.inner("compare")),
     )
     r.done()
     return day
@@ -290,6 +315,19 @@ def _engine(r: _Reader, course: Course) -> Engine:
             r.fail("days", f"'{day}' is no day of this course")
     r.done()
     return engine
+
+
+def _compared(r: _Reader | None) -> Compared | None:
+    if r is None:
+        return None
+    symbols = []
+    for key in ("model", "layer"):
+        module, _, name = r.text(key).rpartition("::")
+        if not module or not name:
+            r.fail(key, "must be of the form week1/model.py::Model")
+        symbols.append(Symbol(module, name))
+    r.done()
+    return Compared(*symbols)
 
 
 def _task(r: _Reader, modules: tuple[str, ...]) -> Task:
@@ -400,6 +438,11 @@ class _Reader:
 
     def table(self, key: str, *, default: Any = _MISSING) -> dict[str, Any]:
         return self._take(key, dict, "a table", default)
+
+    def inner(self, key: str) -> _Reader | None:
+        """A reader of a table in this one; None when there is none."""
+        value = self.table(key, default=None)
+        return None if value is None else _Reader(self.file, self.clone, value, f"{self.place}{key}.")
 
     def tables(self, key: str, *, default: Any = _MISSING) -> list[_Reader]:
         value = self._take(key, list, "an array of tables", default)

@@ -30,6 +30,7 @@ def main(job: Mapping[str, Any]) -> None:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for habit in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):  # what the learner likes for their own projects
         os.environ.pop(habit, None)
+    os.environ["TINYLLM_ROOT"] = job["root"]  # the models that checks load are this clone's
     # kernels.blas is not used here: it takes 5 to 20 ms of every verdict, the checks' products are tiny, and
     # what a check measures should not depend on whether the machine has a compiler.
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from .standing import Standing
 
 
+# What `compare` has the models read: a few sentences, so that positions and the mask matter.
+PROMPT = "Once upon a time there was a small fox who lived near the river. One day the fox found a red ball."
+
+
 class GradeByDefault(click.Group):
     """A group in which `tinyllm-grade day1.3 --task 2` means `tinyllm-grade grade day1.3 --task 2`."""
 
@@ -454,6 +458,61 @@ def diff(day: str | None, number: int | None, stat: bool, tool: bool) -> None:
         click.echo(shown, nl=False)
     else:
         console.print(shown)
+
+
+@main.command()
+@click.argument("day", required=False)
+@click.option(
+    "--prompt", default=PROMPT, metavar="TEXT", help="What both models read (default: a story's beginning)."
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A folder with weights (default: tiny-qwen2).",
+)
+@click.option(
+    "--solution",
+    type=click.Choice(["exercises", "reference"]),
+    default="exercises",
+    help="Which tree to compare (default: exercises).",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Every operation of every layer.")
+@reporting
+def compare(day: str | None, prompt: str, model: Path | None, solution: str, verbose: bool) -> None:
+    """Your model's forward pass beside the reference's.
+
+    Both read the same prompt with the same weights. A table shows each operation's shape and difference;
+    the first operation that differs is named. DAY is a day that has a model, by default the last one.
+    """
+    from . import comparing, comparison_screen
+
+    context = Context(verbose=verbose)
+    chosen = comparing.comparable(context.course, day)
+    folder = comparing.model_folder(context.clone, model)
+    console = context.screen.console
+    status = console.status("starting") if console.is_terminal else None
+    try:
+        if status is not None:
+            status.start()
+        found = comparing.compare(
+            context.clone,
+            context.course,
+            chosen,
+            solution=solution,
+            model=folder,
+            prompt=prompt,
+            on_stage=status.update if status is not None else lambda stage: None,
+        )
+    except comparing.Interrupted as stopped:
+        line = f", at {stopped.where}" if stopped.where else ""
+        context.screen.paragraph(f"stopped by Ctrl-C{line}", "bold yellow")
+        sys.exit(130)
+    finally:
+        if status is not None:
+            status.stop()
+    comparison_screen.show(context.screen, found)
+    sys.exit(found.exit_code)
 
 
 @main.command()

@@ -96,17 +96,20 @@ def grade(
     timeout: float | None = None,
     overlays: Mapping[str, Path] | None = None,
     on_event: Callable[[Event], None] | None = None,
+    enough: Callable[[CheckResult], bool] | None = None,
 ) -> DayReport:
     """Grade one day and report.
 
     solution: "exercises" or "reference", the tree to grade. borrow: days whose modules come from the
     reference. overlays: single modules ("week1/rope.py") replaced by other files. timeout: seconds a check
-    may take, in place of the day's own limits. Raises nothing for anything the graded code does.
+    may take, in place of the day's own limits. enough: told of each result; True ends the grading there, and
+    the checks that are left are "not reached". Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
     run = _Run(
         clone, course.limits, day, solution, replaced, only_task, timeout, on_event or (lambda e: None)
     )
+    run.enough = enough or run.enough
     return run.report(tuple(d.id for d in borrow))
 
 
@@ -126,10 +129,12 @@ class _Run:
     only_task: int | None
     timeout: float | None
     on_event: Callable[[Event], None]
+    enough: Callable[[CheckResult], bool] = lambda result: False
 
     planned: dict[str, tuple[int, str]] = field(default_factory=dict)  # id -> (task, title), in order
     results: dict[str, CheckResult] = field(default_factory=dict)
     problem: str = ""
+    settled: bool = False  # `enough` has said so
     began: float = field(default_factory=time.monotonic)
 
     def report(self, borrowed: tuple[str, ...]) -> DayReport:
@@ -232,11 +237,14 @@ class _Run:
         ratio: float | None = None,
         failure: Failure | None = None,
     ) -> None:
+        if self.settled:
+            return  # it came in the same read as the check that settled it
         task, title = self.planned[check_id]
         if failure is not None and outcome is Outcome.FAILED:
             failure = replace(failure, summary=failure.summary + self._precision_note(check_id))
         result = CheckResult(check_id, task, title, outcome, seconds, ratio, failure)
         self.results[check_id] = result
+        self.settled = self.settled or self.enough(result)
         self.on_event(result)
         mine = [i for i, (number, _) in self.planned.items() if number == task]
         if all(i in self.results for i in mine):
@@ -305,7 +313,7 @@ class _Child:
         memory_checked = 0.0
         while True:
             self._pump(POLL_SECONDS)
-            if self.stage == "ended":
+            if self.stage == "ended" or self.run.settled:
                 return True
             if self.process.poll() is not None:
                 self._pump(0)  # what it wrote last

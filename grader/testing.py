@@ -6,18 +6,19 @@ course's terms; `close` derives its tolerance from dtype and reduction length ag
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import json
 import math
-import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from . import loading
+from .clone import find_clone
+from .loading import mlx_lm_module as mlx_lm_module  # for a day's tests
 from .report import Failure
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
@@ -63,18 +64,54 @@ def as_float64(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32)).astype(np.float64)
 
 
-def mlx_lm_module(name: str) -> ModuleType:
-    """A module of mlx-lm that needs MLX alone, such as "models.qwen2", to build an oracle from.
+def shipped_model(name: str) -> Any:
+    """The model of reference/models/`name`, as `mlx_lm.load` returns it: mlx-lm's own, weights still packed.
 
-    mlx-lm's own __init__ brings in transformers, which takes a second or two; it is not run here. So
-    `mlx_lm.load` and its like are missing in a process that has called this before importing mlx_lm.
+    Loaded anew at every call, so what a check does to it stays with that check.
     """
-    if "mlx_lm" not in sys.modules:
-        spec = importlib.util.find_spec("mlx_lm")
-        if spec is None:
-            raise ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm")
-        sys.modules["mlx_lm"] = importlib.util.module_from_spec(spec)
-    return importlib.import_module(f"mlx_lm.{name}")
+    folder, _ = _shipped(name)
+    try:
+        return loading.load_model(folder)
+    except loading.NotLoadable as error:
+        raise CourseFault(str(error)) from None
+
+
+class ShippedTokenizer:
+    """The tokenizer of reference/models/`name`, with what a solution uses of that of `mlx_lm.load`.
+
+    Made by the library that transformers uses too, without transformers itself, which takes a second. There
+    is no `detokenizer`: mlx-lm's needs transformers.
+    """
+
+    def __init__(self, name: str) -> None:
+        from tokenizers import Tokenizer
+
+        folder, config = _shipped(name)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        eos = config["eos_token_id"]
+        ids = eos if isinstance(eos, list) else [eos]
+        self.eos_token_id: int = ids[0]
+        self.eos_token_ids: set[int] = set(ids)
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def _shipped(name: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a model that ships with the course, and its config.json."""
+    clone = find_clone()
+    folder = clone.reference / "models" / name
+    lost = f"{clone.relative(folder)} is not there, or not whole: bring it back with git."
+    files = ("config.json", "model.safetensors", "tokenizer.json")
+    require(all((folder / file).is_file() for file in files), lost)
+    return folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 class CheckFailed(AssertionError):
@@ -93,6 +130,14 @@ def require(condition: bool, text: str) -> None:
     """Assert a property of the test's own input. Its failure is the course's fault, never the learner's."""
     if not condition:
         raise CourseFault(text)
+
+
+def tolerance(
+    dtype: mx.Dtype, *, terms: int, roundings: int = 8, magnitude: float | np.ndarray
+) -> np.ndarray | float:
+    """How far `check.close` lets an element be off: magnitude * u * (roundings + sqrt(terms))."""
+    relative = UNIT_ROUNDOFF[dtype] * (roundings + math.sqrt(terms))
+    return np.asarray(magnitude) * relative + SMALLEST_STEP[dtype]
 
 
 def not_run_here(reason: str) -> None:
@@ -149,13 +194,10 @@ class Check:
         finite = np.isfinite(want)
         if magnitude is None:
             magnitude = np.abs(want[finite]).max(initial=0.0)
-        tolerance = np.broadcast_to(
-            np.asarray(magnitude) * UNIT_ROUNDOFF[dtype] * (roundings + math.sqrt(terms))
-            + SMALLEST_STEP[dtype],
-            want.shape,
-        )
+        allowed = tolerance(dtype, terms=terms, roundings=roundings, magnitude=magnitude)
+        allowed = np.broadcast_to(allowed, want.shape)
         error = np.where(finite, np.abs(np.where(finite, values, 0) - np.where(finite, want, 0)), 0.0)
-        ratio = error / tolerance
+        ratio = error / allowed
         worst = float(ratio.max(initial=0.0))
         self.ratios.append(worst)
         bad = ~(ratio <= 1.0)
@@ -165,7 +207,7 @@ class Check:
                 f"{_count(bad)} too far from the right answer." + _sentence(why),
                 where=_where(bad, values, want),
                 error=f"largest error {error[at]:.3g} at {_index(at)}; "
-                f"tolerance {tolerance[at]:.2g} ({dtype_name(dtype)}, sums of {terms})",
+                f"tolerance {allowed[at]:.2g} ({dtype_name(dtype)}, sums of {terms})",
                 ratio=worst,
                 **told,
             )
@@ -262,9 +304,9 @@ class Check:
                 got=f"only ids of {_id_set(counts[at[:-1]] > 0)}",
                 **told,
             )
-        tolerance = slack + math.sqrt(math.log(4 * p.size / FALSE_ALARM) / (2 * count))
+        allowed = slack + math.sqrt(math.log(4 * p.size / FALSE_ALARM) / (2 * count))
         error = np.abs(counts / count - p)
-        worst = float(error.max()) / tolerance
+        worst = float(error.max()) / allowed
         self.ratios.append(worst)
         if not worst <= 1:
             at = np.unravel_index(int(error.argmax()), error.shape)
@@ -272,7 +314,7 @@ class Check:
                 "The tokens do not come out as often as they should." + _sentence(why),
                 where=f"id {int(at[-1])}{_row(at)}: expected a share of {p[at]:.3f}, "
                 f"got {counts[at] / count:.3f}",
-                error=f"difference {error[at]:.3g}; tolerance {tolerance:.2g} for {count} draws",
+                error=f"difference {error[at]:.3g}; tolerance {allowed:.2g} for {count} draws",
                 ratio=worst,
                 **told,
             )

@@ -1,4 +1,4 @@
-"""Day 1.3: the causal mask, attention in groups and Qwen2's attention layer, against float64 NumPy.
+"""Day 1.3: the causal mask, attention in groups and the attention layer of Qwen2 and Qwen3, against NumPy.
 
 Dimensions differ from one another, L from S, and there are two or more KV heads, so that a mixed-up axis, a
 mask at the wrong end and tiled heads all show.
@@ -12,6 +12,7 @@ from tinyllm.grader.testing import as_float64, check, dtype_name, every_dtype, r
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
 INF = np.inf
+EPS = 1e-6  # of the norms on query and key heads
 
 
 # ---- oracles ----
@@ -58,14 +59,19 @@ def rope64(x, theta):
     return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
+def head_norm64(x, weight):
+    """Each head, the last axis, divided by its root mean square, times `weight`; without one x itself."""
+    return x if weight is None else x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + EPS) * weight
+
+
 def layer64(x, w, num_heads, theta, mask=0.0):
-    """Qwen2's attention layer: (result, size). `w` holds float64 arrays by their argument's name."""
-    N, L, E = x.shape
-    D = E // num_heads
-    q, k, v = (linear64(x, w["w" + n], w["b" + n])[0].reshape(N, L, -1, D) for n in "qkv")
-    q, k = rope64(q, theta), rope64(k, theta)
+    """The attention layer: (result, size). `w` holds float64 arrays by their argument's name, if given."""
+    N, L, _ = x.shape
+    D = w["wq"].shape[0] // num_heads
+    q, k, v = (linear64(x, w["w" + n], w.get("b" + n, 0.0))[0].reshape(N, L, -1, D) for n in "qkv")
+    q, k = (rope64(head_norm64(a, w.get(n)), theta) for a, n in ((q, "q_norm"), (k, "k_norm")))
     out, size = attention64(*(a.swapaxes(1, 2) for a in (q, k, v)), mask=mask)
-    out, size = (a.swapaxes(1, 2).reshape(N, L, E) for a in (out, size))
+    out, size = (a.swapaxes(1, 2).reshape(N, L, num_heads * D) for a in (out, size))
     return linear64(out, w["wo"])[0], np.sqrt((size**2) @ (w["wo"] ** 2).T)
 
 
@@ -94,17 +100,53 @@ def some_mask(shape, dtype=F32, *, seed):
     return exactly(np.where(hidden, -INF, rng.normal(0.0, 1.5, shape)), dtype)
 
 
-def layer_of(solution, num_heads, num_kv_heads, head_dim, dtype=F32, *, seed, **options):
-    """(a Qwen2MultiHeadAttention with random weights and biases, the float64 weights by name)."""
-    E, kv = num_heads * head_dim, num_kv_heads * head_dim
+class HeadNorm:
+    """An RMSNorm for heads of (N, L, heads, D); it refuses anything that is not of that shape."""
+
+    def __init__(self, name, weight, heads):
+        self.name, self.weight, self.heads = name, weight, heads
+
+    def __call__(self, x):
+        N, L = x.shape[:2] if isinstance(x, mx.array) and x.ndim == 4 else ("N", "L")
+        got = tuple(x.shape) if isinstance(x, mx.array) else type(x).__name__
+        want = (N, L, self.heads, self.weight.size)
+        check.exact(got, want, what=f"the shape of what {self.name} is given", fact="layer-qk-norm")
+        return mx.fast.rms_norm(x, self.weight, EPS)
+
+
+def layer_of(
+    solution,
+    num_heads,
+    num_kv_heads,
+    head_dim,
+    dtype=F32,
+    *,
+    seed,
+    hidden_size=None,
+    parts=("bq", "bk", "bv"),
+    **options,
+):
+    """(a Qwen2MultiHeadAttention with random weights, the float64 weights by name).
+
+    `parts`: the biases and norms that it has, of bq, bk, bv, q_norm and k_norm; the others are None.
+    """
     require(num_heads > num_kv_heads > 1, "the layer shares no KV heads, or has only one")
-    shapes = {"wq": (E, E), "wk": (kv, E), "wv": (kv, E), "wo": (E, E), "bq": (E,), "bk": (kv,), "bv": (kv,)}
-    arrays, values = {}, {}
+    D, out, kv = head_dim, num_heads * head_dim, num_kv_heads * head_dim
+    E = hidden_size or out
+    shapes = {"wq": (out, E), "wk": (kv, E), "wv": (kv, E), "wo": (E, out)}
+    shapes |= {"bq": (out,), "bk": (kv,), "bv": (kv,), "q_norm": (D,), "k_norm": (D,)}
+    given, values = {"bq": None, "bk": None, "bv": None}, {}
     for i, (name, shape) in enumerate(shapes.items()):
-        scale = 0.6 if name.startswith("b") else E**-0.5
-        arrays[name], values[name] = sample(shape, dtype, seed=seed + i, scale=scale)
+        if not name.startswith("w") and name not in parts:
+            continue
+        norm = name.endswith("norm")
+        scale = 0.5 if norm else 0.6 if name.startswith("b") else shape[-1] ** -0.5
+        given[name], values[name] = sample(shape, dtype, seed=seed + i, scale=scale, mean=float(norm))
+        if norm:
+            require(np.ptp(values[name]) > 0.5, "a norm with equal weights commutes with RoPE")
+            given[name] = HeadNorm(name, given[name], num_heads if name == "q_norm" else num_kv_heads)
     options = {"max_seq_len": 64, **options}
-    return solution.Qwen2MultiHeadAttention(E, num_heads, num_kv_heads, **arrays, **options), values
+    return solution.Qwen2MultiHeadAttention(E, num_heads, num_kv_heads, **given, **options), values
 
 
 # ---- comparisons ----
@@ -114,6 +156,8 @@ def layer_of(solution, num_heads, num_kv_heads, head_dim, dtype=F32, *, seed, **
 ATTENTION = 9
 # The layer's beside them: projection 1, bias 1 and RoPE 4 for query and for key, 2 for the value, 1 for wo.
 LAYER = ATTENTION + 2 * 6 + 2 + 1
+# A norm on query and key: the division and the weight, 1 each.
+HEAD_NORMS = 2 * 2
 
 
 def call_text(positional, options):
@@ -156,16 +200,21 @@ def check_layer(layer, x, x64, w, num_heads, dtype=F32, *, fact, theta=1000000, 
     want, size = layer64(x64, w, num_heads, theta, mask=mask64)
     # Angles are float32 in every dtype; at positions up to L they are off by some L roundings of float32.
     angles = 2 * x.shape[1] if dtype == F32 else 0
-    E, kv = w["wk"].shape[1], w["wk"].shape[0]
-    made = f"Qwen2MultiHeadAttention({E}, {num_heads}, {kv * num_heads // E}, ...)"
+    E, D = w["wq"].shape[1], w["wq"].shape[0] // num_heads
+    norms = [name for name in ("q_norm", "k_norm") if name in w]
+    lacks = "".join(f", {name} None" for name in ("bq", "bk", "bv") if name not in w)
+    made = f"Qwen2MultiHeadAttention({E}, {num_heads}, {w['wk'].shape[0] // D}, ...)"
     check.close(
         layer(x, **options),
         want,
         dtype=dtype,
         terms=E,
-        roundings=LAYER + angles,
+        roundings=LAYER + angles + (HEAD_NORMS if norms else 0),
         magnitude=size,
-        what=f"{made}({call_text('x', options)}), x {tuple(x.shape)} {dtype_name(dtype)}",
+        what=f"{made}({call_text('x', options)}), x {tuple(x.shape)} {dtype_name(dtype)}"
+        + (f", D {D}" if num_heads * D != E else "")
+        + lacks
+        + "".join(f", {name}" for name in norms),
         fact=fact,
     )
 
@@ -391,3 +440,44 @@ def test_layer_again(solution):
         x, x64 = wide.transpose(1, 0, 2)[..., ::2], wide64.transpose(1, 0, 2)[..., ::2]
         check_layer(layer, x, x64, w, 6, mask="causal", mask64=causal64(L, L), fact="layer-reads-only")
         check.unchanged(x64, x, what="x after Qwen2MultiHeadAttention", fact="layer-reads-only")
+
+
+# Qwen3: D is not E // H_q, no biases, a norm on query and key.
+QWEN3 = {"hidden_size": 40, "parts": ("q_norm", "k_norm")}
+
+
+@task(3)
+@pytest.mark.parametrize("has", [(), ("bv",), ("bq", "bk")], ids=["no bias", "bv", "bq bk"])
+def test_layer_biases_that_are_none(solution, has):
+    """the layer where some or all of the biases are None"""
+    layer, w = layer_of(solution, 6, 2, 8, seed=240, parts=has)
+    x, x64 = sample((2, 5, 48), seed=250)
+    check_layer(layer, x, x64, w, 6, fact="layer-biases")
+
+
+@task(3)
+@pytest.mark.parametrize("hidden_size", [40, 90], ids=["narrower", "wider"])
+def test_layer_head_dim(solution, hidden_size):
+    """the layer where H_q * D is not the hidden size"""
+    layer, w = layer_of(solution, 6, 2, 8, seed=260, hidden_size=hidden_size)
+    x, x64 = sample((2, 5, hidden_size), seed=270)
+    require(hidden_size // 6 != 8, "D is hidden_size // num_heads")
+    check_layer(layer, x, x64, w, 6, mask="causal", mask64=causal64(5, 5), fact="layer-weights")
+
+
+@task(3)
+@every_dtype
+def test_layer_of_qwen3(solution, dtype):
+    """Qwen3's layer: a norm on the query and key heads, no biases, a D of its own"""
+    layer, w = layer_of(solution, 6, 2, 8, dtype, seed=280, **QWEN3)
+    x, x64 = sample((3, 5, 40), dtype, seed=290)
+    check_layer(layer, x, x64, w, 6, dtype, mask="causal", mask64=causal64(5, 5), fact="layer-qk-norm")
+
+
+@task(3)
+@pytest.mark.parametrize("name", ["q_norm", "k_norm"])
+def test_layer_one_norm(solution, name):
+    """the layer with one of the two norms, and with biases"""
+    layer, w = layer_of(solution, 6, 2, 8, seed=300, parts=("bq", "bk", "bv", name))
+    x, x64 = sample((2, 6, 48), seed=310)
+    check_layer(layer, x, x64, w, 6, fact="layer-qk-norm")

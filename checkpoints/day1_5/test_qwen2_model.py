@@ -1,8 +1,9 @@
-"""Day 1.5: the whole model against mlx-lm's Qwen2, its parts against float64 NumPy.
+"""Day 1.5: the whole model against mlx-lm's Qwen2 and Qwen3, its parts against float64 NumPy.
 
 Checkpoints are made here, with seeded weights: dimensions that all differ, two or more KV heads, an eps and a
 theta that are no one's default. mlx-lm computes the same checkpoint in float32: what a check sees is the
-error of the code under test, and not the half precision of two programs.
+error of the code under test, and not the half precision of two programs. One checkpoint is not made here: the
+trained model that comes with the course. Nothing is asked of what it has learnt.
 """
 
 import functools
@@ -22,7 +23,9 @@ from tinyllm.grader.testing import (
     mlx_lm_module,
     require,
     sample,
+    shipped_model,
     task,
+    tolerance,
 )
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
@@ -49,17 +52,19 @@ def rope64(x, theta):
     return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
-def attention64(x, w, num_heads, theta, mask):
-    """Qwen2's attention layer on x (N, L, E)."""
-    N, L, E = x.shape
-    D = E // num_heads
-    q, k, v = (linear64(x, w["w" + n], w["b" + n]).reshape(N, L, -1, D) for n in "qkv")
+def attention64(x, w, num_heads, eps, theta, mask):
+    """The attention layer on x (N, L, E), with the biases and the norms on query and key that `w` has."""
+    N, L, _ = x.shape
+    D = w["wq"].shape[0] // num_heads
+    q, k, v = (linear64(x, w["w" + n], w.get("b" + n, 0.0)).reshape(N, L, -1, D) for n in "qkv")
+    q = rms_norm64(q, w["w_q_norm"], eps) if "w_q_norm" in w else q
+    k = rms_norm64(k, w["w_k_norm"], eps) if "w_k_norm" in w else k
     q, k, v = (a.swapaxes(1, 2) for a in (rope64(q, theta), rope64(k, theta), v))
     k, v = (np.repeat(a, num_heads // a.shape[1], axis=1) for a in (k, v))
     scores = q @ k.swapaxes(-2, -1) / np.sqrt(D) + mask
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return linear64((weights @ v).swapaxes(1, 2).reshape(N, L, E), w["wo"])
+    return linear64((weights @ v).swapaxes(1, 2).reshape(N, L, num_heads * D), w["wo"])
 
 
 def mlp64(x, w):
@@ -69,7 +74,7 @@ def mlp64(x, w):
 
 def block64(x, w, num_heads, eps, theta, mask=0.0):
     """(the block's result, the size of the numbers added up in each row)."""
-    attended = attention64(rms_norm64(x, w["w_input_layernorm"], eps), w, num_heads, theta, mask)
+    attended = attention64(rms_norm64(x, w["w_input_layernorm"], eps), w, num_heads, eps, theta, mask)
     h = x + attended
     passed = mlp64(rms_norm64(h, w["w_post_attention_layernorm"], eps), w)
     size = np.sqrt((x**2 + attended**2 + passed**2).mean(axis=-1, keepdims=True))
@@ -103,8 +108,10 @@ SMALL = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
-# Qwen2's own widths and heads. Layers, vocabulary, positions (of which RoPE makes a table) and 7B's MLP,
-# 18944 wide, are cut: nothing but time grows with them.
+# Qwen3: no biases, a norm on query and key heads, and a D that is not E / H_q.
+QWEN3 = SMALL | {"model_type": "qwen3", "head_dim": 32}
+# Qwen's own widths and heads. Layers, vocabulary, positions (of which RoPE makes a table) and the MLPs of
+# 7B, 18944 wide, and of Qwen3-0.6B, 3072 wide, are cut: nothing but time grows with them.
 REAL = SMALL | {"num_hidden_layers": 2, "vocab_size": 1009, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
 QWEN2_05B = REAL | {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14}
 QWEN2_7B = REAL | {
@@ -113,6 +120,14 @@ QWEN2_7B = REAL | {
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
     "tie_word_embeddings": False,
+}
+QWEN3_06B = REAL | {
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 512,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
 }
 
 
@@ -168,8 +183,8 @@ def checkpoint(dtype, config, *, seed, quantized=None):
 
     `quantized`: group size and bits of all layers, or a function of path and layer as nn.quantize takes it.
     """
-    qwen2 = mlx_lm_module("models.qwen2")
-    model = qwen2.Model(qwen2.ModelArgs(**config))
+    family = mlx_lm_module("models." + config["model_type"])
+    model = family.Model(family.ModelArgs(**config))
     if callable(quantized):
         nn.quantize(model, class_predicate=quantized)
     elif quantized:
@@ -217,6 +232,8 @@ def quantized_layer(kind, dtype, group_size, bits, *, seed):
 RMS_NORM, ATTENTION, MLP = 10, 24, 16
 # A block: each of its two parts behind a norm, and the two additions to the stream.
 BLOCK = RMS_NORM + ATTENTION + 1 + RMS_NORM + MLP + 1
+# The norms on query and key in Qwen3's attention.
+HEAD_NORMS = 2 * RMS_NORM
 # A quantised layer's weight: the product, the sum, and a cast after each. Four of the block's seven matrices
 # stand one behind the other: value or query, wo, gate or up, down.
 DEQUANTIZE = 4
@@ -236,16 +253,36 @@ def check_as_linear(embedding, x, x64, weight64, dtype=F32):
     )
 
 
-def block_of(solution, dtype=F32, *, seed, num_heads=6, num_kv_heads=2, eps=0.02, **options):
-    """(a Qwen2TransformerBlock with E = 48 and an MLP of 80, its float64 weights by argument's name)."""
-    E, hidden, kv = 48, 80, num_kv_heads * (48 // num_heads)
+def block_of(
+    solution,
+    dtype=F32,
+    *,
+    seed,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=None,
+    eps=0.02,
+    parts=("bq", "bk", "bv"),
+    **options,
+):
+    """(a Qwen2TransformerBlock with E = 48 and an MLP of 80, its float64 weights by argument's name).
+
+    `parts`: what the attention has of bq, bk, bv, w_q_norm and w_k_norm; the others are None.
+    """
+    E, hidden, D = 48, 80, head_dim or 48 // num_heads
+    out, kv = num_heads * D, num_kv_heads * D
     require(num_heads > num_kv_heads > 1, "the block shares no KV heads, or has only one")
-    shapes = {"wq": (E, E), "wk": (kv, E), "wv": (kv, E), "wo": (E, E), "bq": (E,), "bk": (kv,), "bv": (kv,)}
+    shapes = {"wq": (out, E), "wk": (kv, E), "wv": (kv, E), "wo": (E, out)}
+    shapes |= {"bq": (out,), "bk": (kv,), "bv": (kv,)}
     shapes |= {"w_gate": (hidden, E), "w_up": (hidden, E), "w_down": (E, hidden)}
     shapes |= {"w_input_layernorm": (E,), "w_post_attention_layernorm": (E,)}
-    arrays, values = {}, {}
+    shapes |= {"w_q_norm": (D,), "w_k_norm": (D,)}
+    optional = {"bq", "bk", "bv", "w_q_norm", "w_k_norm"}
+    arrays, values = {"bq": None, "bk": None, "bv": None}, {}
     for i, (name, shape) in enumerate(shapes.items()):
-        norm = name.endswith("layernorm")
+        if name in optional and name not in parts:
+            continue
+        norm = name.endswith("norm")
         scale = 0.3 if norm else shape[-1] ** -0.5 if len(shape) > 1 else 0.5
         arrays[name], values[name] = sample(shape, dtype, seed=seed + i, scale=scale, mean=float(norm))
     options = {"max_seq_len": 32, **options}
@@ -261,15 +298,19 @@ def check_block(
     want, size = block64(x64, w, num_heads, eps, theta, mask=mask64)
     mask = options.get("mask")
     said = "" if not options else f", mask={tuple(mask.shape) if isinstance(mask, mx.array) else mask!r}"
+    norms = [name for name in ("w_q_norm", "w_k_norm") if name in w]
+    lacks = "".join(f", {name} None" for name in ("bq", "bk", "bv") if name not in w)
     check.close(
         block(x, **options),
         want,
         dtype=dtype,
         terms=w["w_down"].shape[1],
         # Angles are float32 in every dtype; at positions up to L they are off by some L roundings of float32.
-        roundings=BLOCK + (2 * x.shape[1] if dtype == F32 else 0),
+        roundings=BLOCK + (HEAD_NORMS if norms else 0) + (2 * x.shape[1] if dtype == F32 else 0),
         magnitude=size,
-        what=f"Qwen2TransformerBlock(...)(x{said}), x {x64.shape} {dtype_name(dtype)}",
+        what=f"Qwen2TransformerBlock(...)(x{said}), x {x64.shape} {dtype_name(dtype)}"
+        + lacks
+        + "".join(f", {name}" for name in norms),
         fact=fact,
     )
 
@@ -288,8 +329,8 @@ def check_dequantized(solution, layer, dtype, *, what, fact):
     )
 
 
-def check_model(model, mlx_model, inputs, dtype=F32, *, fact, what="", quantized=False):
-    """Logits against mlx-lm's in float32.
+def logit_error(config, want, length, dtype, quantized):
+    """The terms, roundings and magnitude of logits over `length` tokens, for check.close.
 
     A rounding of relative size u anywhere on the way moves the stream by u of its size. The norms keep
     relative sizes, a random matrix passes a relative error on as it is, and the residual stream carries each
@@ -298,22 +339,30 @@ def check_model(model, mlx_model, inputs, dtype=F32, *, fact, what="", quantized
     of logits being some four standard deviations out, and for the softmax and the gate, which enlarge an
     error up to twice.
     """
+    block = BLOCK + (DEQUANTIZE * ALONG_A_BLOCK if quantized else 0)
+    block += HEAD_NORMS if config.model_type == "qwen3" else 0
+    block += 2 * length if dtype == F32 else 0  # the angles, as in a block
+    roundings = config.num_hidden_layers * block + RMS_NORM + 2  # the last norm, the head and its cast
+    return {
+        "terms": config.intermediate_size,
+        "roundings": 2 * roundings if dtype == F32 else roundings,  # in float32 mlx-lm rounds as well
+        "magnitude": np.sqrt((want**2).mean(axis=-1, keepdims=True)),
+    }
+
+
+def check_model(model, mlx_model, inputs, dtype=F32, *, fact, what="", quantized=False):
+    """Logits against mlx-lm's in float32. Returns both, the learner's as they are."""
     got = model(inputs)
     want = as_float64(oracle_of(mlx_model)(inputs))
-    config = mlx_model.args
-    block = BLOCK + (DEQUANTIZE * ALONG_A_BLOCK if quantized else 0)
-    block += 2 * inputs.shape[1] if dtype == F32 else 0  # the angles, as in a block
-    roundings = config.num_hidden_layers * block + RMS_NORM + 2  # the last norm, the head and its cast
     check.close(
         got,
         want,
         dtype=dtype,
-        terms=config.intermediate_size,
-        roundings=2 * roundings if dtype == F32 else roundings,  # in float32 mlx-lm rounds as well
-        magnitude=np.sqrt((want**2).mean(axis=-1, keepdims=True)),
+        **logit_error(mlx_model.args, want, inputs.shape[1], dtype, quantized),
         what=f"Qwen2ModelWeek1(mlx_model)(inputs), inputs {tuple(inputs.shape)}, {dtype_name(dtype)}{what}",
         fact=fact,
     )
+    return got, want
 
 
 # ---- task 1: the embedding ----
@@ -466,6 +515,29 @@ def test_block_again(solution):
         check.unchanged(x64, x, what="x after Qwen2TransformerBlock", fact="block-reads-only")
 
 
+@task(2)
+@every_dtype
+def test_block_of_qwen3(solution, dtype):
+    """Qwen3's block: a norm on query and key heads, no biases, a D of its own"""
+    block, w = block_of(solution, dtype, seed=310, head_dim=10, parts=("w_q_norm", "w_k_norm"))
+    x, x64 = sample((2, 6, 48), dtype, seed=330, scale=0.7)
+    mask64 = np.triu(np.full((6, 6), -INF), k=1)
+    check_block(block, x, x64, w, dtype, mask="causal", mask64=mask64, fact="block-optional")
+
+
+@task(2)
+@pytest.mark.parametrize(
+    "parts",
+    [("bq", "bv", "w_k_norm"), ("bk", "w_q_norm"), ()],
+    ids=["bq bv w_k_norm", "bk w_q_norm", "none"],
+)
+def test_block_parts(solution, parts):
+    """a block with some of the biases and norms, or with none"""
+    block, w = block_of(solution, seed=340, parts=parts)
+    x, x64 = sample((2, 5, 48), seed=360, scale=0.7)
+    check_block(block, x, x64, w, fact="block-optional")
+
+
 # ---- task 3: dequantisation ----
 
 
@@ -605,3 +677,70 @@ def test_model_real_shapes(solution, name, bits):
     model = solution.Qwen2ModelWeek1(mlx_model)
     inputs = token_ids((1, 3), 1009, seed=561)
     check_model(model, mlx_model, inputs, BF16, quantized=bool(bits), fact="model-logits", what=what)
+
+
+@task(4)
+@every_dtype
+def test_model_qwen3(solution, dtype):
+    """the logits of a Qwen3 checkpoint: norms on query and key, no biases, a D of its own"""
+    mlx_model = checkpoint(dtype, QWEN3, seed=570)
+    require(QWEN3["head_dim"] * QWEN3["num_attention_heads"] != QWEN3["hidden_size"], "D is E / H_q")
+    model = solution.Qwen2ModelWeek1(mlx_model)
+    inputs = token_ids((2, 7), 117, seed=571)
+    check_model(model, mlx_model, inputs, dtype, fact="model-optional", what=", Qwen3, tied")
+
+
+@task(4)
+@pytest.mark.parametrize(
+    ("dtype", "bits", "tied"),
+    [(F32, 8, True), (BF16, 4, False)],
+    ids=["float32-8-tied", "bfloat16-4-untied"],
+)
+def test_model_qwen3_quantized(solution, dtype, bits, tied):
+    """the logits of a quantised Qwen3 checkpoint"""
+    config = QWEN3 | {"tie_word_embeddings": tied}
+    mlx_model = checkpoint(dtype, config, seed=580, quantized=(32, bits))
+    model = solution.Qwen2ModelWeek1(mlx_model)
+    what = f", Qwen3, {bits} bits in groups of 32, {'tied' if tied else 'untied'}"
+    inputs = token_ids((2, 5), 117, seed=581)
+    check_model(model, mlx_model, inputs, dtype, quantized=True, fact="model-optional", what=what)
+
+
+@task(4)
+def test_model_qwen3_real_shapes(solution):
+    """Qwen3-0.6B's own widths and heads, cut to two layers, in bfloat16"""
+    mlx_model = checkpoint(BF16, QWEN3_06B, seed=590)
+    model = solution.Qwen2ModelWeek1(mlx_model)
+    inputs = token_ids((1, 3), 1009, seed=591)
+    check_model(model, mlx_model, inputs, BF16, fact="model-optional", what=", widths of Qwen3-0.6B")
+
+
+@task(4)
+def test_model_one_after_the_other(solution):
+    """a Qwen3 and a Qwen2 checkpoint in turn: neither leaves anything to the other"""
+    for seed, config in ((600, QWEN3), (601, SMALL), (602, QWEN3)):
+        mlx_model = checkpoint(F32, config | {"num_hidden_layers": 1}, seed=seed)
+        model = solution.Qwen2ModelWeek1(mlx_model)
+        what = f", {config['model_type']}"
+        check_model(model, mlx_model, token_ids((2, 4), 117, seed=seed), fact="model-optional", what=what)
+
+
+@task(4)
+def test_model_shipped(solution):
+    """tiny-qwen2, the trained 4-bit model that comes with the course: its logits and its next tokens"""
+    mlx_model = shipped_model("tiny-qwen2")
+    dtype = mlx_model.model.norm.weight.dtype
+    inputs = token_ids((1, 16), mlx_model.args.vocab_size, seed=610)
+    model = solution.Qwen2ModelWeek1(mlx_model)
+    options = {"quantized": True, "fact": "model-logits", "what": ", tiny-qwen2"}
+    got, want = check_model(model, mlx_model, inputs, dtype, **options)
+
+    # Where the best logit leads by more than two errors of the largest size allowed, no right computation
+    # can come to another token.
+    allowed = tolerance(dtype, **logit_error(mlx_model.args, want, inputs.shape[1], dtype, quantized=True))
+    ordered = np.sort(want, axis=-1)
+    certain = ordered[..., -1] - ordered[..., -2] > 2 * allowed[..., 0]
+    require(certain.sum() >= 4, f"the next token is beyond doubt at {certain.sum()} positions only")
+    best = mx.where(mx.array(certain), mx.argmax(got, axis=-1).astype(mx.int32), -1)
+    what = f"tiny-qwen2's next tokens at {certain.sum()} of {certain.size} positions (-1 at the others)"
+    check.ids(best, np.where(certain, want.argmax(axis=-1), -1), what=what, fact="model-logits")

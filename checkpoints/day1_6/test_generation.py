@@ -4,7 +4,8 @@ The models here are fakes whose next token can be predicted. HistoryModel's depe
 that a lost, repeated or added one changes all that follow; ScriptedModel's are given. Both lead by a wide
 margin in every dtype, and note what they were called with. ByteTokenizer behaves like the tokenizer of
 mlx_lm.load on text of our choice: tokens that cut characters, special tokens, several EOS, a detokenizer
-that is a fresh object at every access.
+that is a fresh object at every access. At the end of tasks 2 to 4 stands the real thing: the model and the
+tokenizer that come with the course. Nothing is asked of what that model has learnt.
 """
 
 import contextlib
@@ -17,11 +18,23 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tinyllm.grader.testing import as_float64, check, dtype_name, every_dtype, require, sample, task
+from tinyllm.grader.testing import (
+    ShippedTokenizer,
+    as_float64,
+    check,
+    dtype_name,
+    every_dtype,
+    mlx_lm_module,
+    require,
+    sample,
+    shipped_model,
+    task,
+)
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
 MARGIN = 2.0  # by which the best logit leads the second, that the third, and that all others, in every dtype
-MOST_CALLS = 120  # of a fake model: the longest reply here has far fewer tokens
+UNSURE = 1e-3  # of the largest logit; two computations in float32 differ by less than a tenth of that
+MOST_CALLS = 120  # of a model: the longest reply here has far fewer tokens
 
 
 # ---- fakes ----
@@ -109,11 +122,11 @@ class Detokenizer:
         return segment
 
 
-class _FakeModel:
+class _Watched:
     """(1, L) integer ids -> (1, L, V) logits; `inputs` lists the ids of every call."""
 
-    def __init__(self, vocabulary, dtype=F32):
-        self.vocabulary, self.dtype, self.inputs = vocabulary, dtype, []
+    def __init__(self):
+        self.inputs = []
 
     def __call__(self, inputs):
         if not (isinstance(inputs, mx.array) and mx.issubdtype(inputs.dtype, mx.integer)):
@@ -124,6 +137,15 @@ class _FakeModel:
         self.inputs.append(ids)
         if len(self.inputs) > MOST_CALLS:
             raise RuntimeError(f"the model was called {len(self.inputs)} times: does the loop end?")
+        return self.logits(ids)
+
+
+class _FakeModel(_Watched):
+    def __init__(self, vocabulary, dtype=F32):
+        super().__init__()
+        self.vocabulary, self.dtype = vocabulary, dtype
+
+    def logits(self, ids):
         rows = np.stack([self.row(tuple(ids[: n + 1])) for n in range(len(ids))])
         return mx.array(rows[None]).astype(self.dtype)
 
@@ -163,6 +185,28 @@ class ScriptedModel(_FakeModel):
         return planted_row(self.vocabulary, len(history), self.script[step] if step >= 0 else None)
 
 
+class RealModel(_Watched):
+    """tiny-qwen2, as mlx-lm computes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = shipped_model("tiny-qwen2")
+
+    def logits(self, ids):
+        return self.model(mx.array([ids]))
+
+
+class RealTokenizer(ShippedTokenizer):
+    """tiny-qwen2's, with a detokenizer that is a fresh object at every access."""
+
+    def __init__(self):
+        super().__init__("tiny-qwen2")
+
+    @property
+    def detokenizer(self):
+        return Detokenizer(self)
+
+
 class Recorder:
     """A sampler that notes what it was given and picks the `rank`-th most probable token of the last row."""
 
@@ -190,6 +234,25 @@ def history_reply(prompt, count, vocabulary, rank=1):
         row = planted_row(vocabulary, zlib.crc32(np.array(history, dtype=np.int32).tobytes()))
         history.append(int(np.argsort(row)[-rank]))
     return history[len(prompt) :]
+
+
+def greedy_reply(model, prompt, count, eos):
+    """mlx-lm's greedy reply, made with its key-value cache: at most `count` tokens.
+
+    It ends before an EOS, and where the best logit leads by so little that another order of the same sums
+    could choose another token.
+    """
+    cache = [mlx_lm_module("models.cache").KVCache() for _ in model.layers]
+    reply, ids = [], list(prompt)
+    while len(reply) < count:
+        row = as_float64(model(mx.array([ids]), cache=cache))[0, -1]
+        second, best = np.sort(row)[-2:]
+        token = int(row.argmax())
+        if best - second < UNSURE * np.abs(row).max() or token in eos:
+            break
+        reply.append(token)
+        ids = [token]
+    return reply
 
 
 def until_stop(text, stop):
@@ -505,6 +568,39 @@ def test_generate_calls_are_independent(solution):
         check.exact(got, want, what=what, fact="independent-calls")
 
 
+@task(2)
+def test_generate_with_tiny_qwen2(solution):
+    """simple_generate: the greedy reply of tiny-qwen2, the model that comes with the course"""
+    tokenizer, model = RealTokenizer(), RealModel()
+    text = "Once there was a girl named Anna."
+    prompt = tokenizer.encode(text, add_special_tokens=False)
+    reply = greedy_reply(model.model, prompt, 4, tokenizer.eos_token_ids)
+    require(len(reply) >= 2, f"only {len(reply)} tokens of the reply are beyond doubt")
+    want = tokenizer.decode(reply, skip_special_tokens=True)
+    got = solution.simple_generate(model, tokenizer, text, max_tokens=len(reply))
+    call = f"simple_generate(model, tokenizer, {text!r}, max_tokens={len(reply)}), tiny-qwen2"
+    steps = [prompt + reply[:n] for n in range(len(reply))]
+    check.exact(model.inputs, steps, what=f"inputs[0] of each model call of {call}", fact="model-input")
+    check.exact(got, want, what=call, fact="reply-text")
+
+
+@task(2)
+def test_generate_with_the_tokenizer_of_tiny_qwen2(solution):
+    """simple_generate: a tool call and each EOS of tiny-qwen2's tokenizer"""
+    tokenizer = RealTokenizer()
+    want = 'Café.\n<tool_call>\n{"name": "add"}\n</tool_call>'
+    reply = tokenizer.encode(want, add_special_tokens=False)
+    require(len(tokenizer.encode("<tool_call>")) == 1, "<tool_call> is no token")
+    require(len(tokenizer.eos_token_ids) > 1, "there is only one EOS")
+    (turn,) = tokenizer.encode("<|im_start|>")  # a special token, which is not shown
+    for eos in sorted(tokenizer.eos_token_ids):
+        script = [*reply[:-1], turn, reply[-1], eos]
+        got = solution.simple_generate(ScriptedModel(len(tokenizer), script), tokenizer, "ask")
+        said = f"{want!r} with <|im_start|> inside, then {tokenizer.decode(eos)}"
+        what = f"simple_generate(model, tiny-qwen2's tokenizer, 'ask'), the reply {said}"
+        check.exact(got, want, what=what, fact="eos-of-tokenizer")
+
+
 # ---- task 3: whole characters, as they come ----
 
 
@@ -687,6 +783,34 @@ def test_stream_empty_prompt(solution):
     check_refused(call, what="list(stream_generate(model, tokenizer, ''))", fact="empty-prompt")
 
 
+# No story of the course's has these characters, so the tokenizer spells them in bytes.
+MANY_BYTES = "Anna saw a 🦊, said 你好 and ate crème brûlée. 🎉"
+
+
+@task(3)
+def test_detokenizer_with_the_tokenizer_of_tiny_qwen2(solution):
+    """detokenizer: emoji, Chinese and accents in tiny-qwen2's tokens"""
+    tokenizer = RealTokenizer()
+    tokens = tokenizer.encode(MANY_BYTES, add_special_tokens=False)
+    require(sum("\ufffd" in tokenizer.decode(t) for t in tokens) > 8, "the tokens cut no characters")
+    what = f"{MANY_BYTES!r} in tiny-qwen2's tokens"
+    check_detokenizer(solution, tokenizer, tokens, what=what, fact="whole-characters")
+
+
+@task(3)
+def test_stream_with_the_tokenizer_of_tiny_qwen2(solution):
+    """stream_generate: emoji, Chinese and accents in tiny-qwen2's tokens, also cut off in the middle"""
+    tokenizer = RealTokenizer()
+    tokens = tokenizer.encode(MANY_BYTES, add_special_tokens=False)
+    what = f"the reply {MANY_BYTES!r} in tiny-qwen2's tokens"
+    script = [*tokens, tokenizer.eos_token_id]
+    check_stream(solution, tokenizer, script, MANY_BYTES, what=what, fact="stream-pieces")
+    cut = len(tokens) - 1
+    want = tokenizer.decode(tokens[:cut], skip_special_tokens=True)
+    require(want.endswith("\ufffd"), "the cut is at the end of a character")
+    check_stream(solution, tokenizer, tokens, want, what=what, fact="stream-pieces", max_tokens=cut)
+
+
 # ---- task 4: stop strings ----
 
 
@@ -852,3 +976,20 @@ def test_stream_without_stop_strings(solution):
 
     what = 'list(stream_generate(model, tokenizer, "ask", stop=["END", ""]))'
     check_refused(call, what=what, fact="stop-empty")
+
+
+@task(4)
+def test_stream_stops_with_the_tokenizer_of_tiny_qwen2(solution):
+    """stream_generate: a stop string that begins and ends inside tiny-qwen2's tokens"""
+    tokenizer = RealTokenizer()
+    text = "Once there was a girl named Anna. She had a red ball 🎈 and a kite."
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    ends = [tokenizer.decode(tokens[:n]) for n in range(len(tokens) + 1)]
+    for stop in ("irl nam", "l 🎈 an"):
+        before = text[: text.index(stop)]
+        require(before not in ends and before + stop not in ends, f"{stop!r} begins or ends with a token")
+        calls = next(n for n, end in enumerate(ends) if stop in end)
+        what = f"the reply {text!r} in tiny-qwen2's tokens"
+        options = {"what": what, "stop": ("###", stop)}
+        model = check_stream(solution, tokenizer, tokens, before, fact="stop-stream", **options)
+        check.exact(len(model.inputs), calls, what=f"model calls, stop {stop!r}, {what}", fact="stop-stream")

@@ -1,4 +1,4 @@
-"""Day 1.3: the causal mask, grouped-query attention, and Qwen2's attention layer.
+"""Day 1.3: the causal mask, grouped-query attention, and the attention layer of Qwen2 and Qwen3.
 
 The plain version: it writes the whole (L, S) score matrix of every head, it turns keys and values afresh on
 every call, and it keeps nothing between calls. Day 2.1 adds the key-value cache, day 2.4 a kernel that never
@@ -10,10 +10,14 @@ E hidden size. `N..` is zero or more batch axes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from .attention import linear, softmax
 from .rope import RoPE
+
+HeadNorm = Callable[[mx.array], mx.array]  # N x L x H x D -> the same shape and dtype
 
 
 def causal_mask(L: int, S: int, dtype: mx.Dtype) -> mx.array:
@@ -75,13 +79,16 @@ def scaled_dot_product_attention_grouped(
 
 
 class Qwen2MultiHeadAttention:
-    """Qwen2's self-attention layer: project, rotate, attend in groups, project back.
+    """Qwen2's and Qwen3's self-attention layer: project, rotate, attend in groups, project back.
 
-    Weights are stored (out, in): wq is (H_q * D, E), wk and wv are (H * D, E), wo is (E, H_q * D),
-    with D = hidden_size // num_heads.
+    Weights are stored (out, in): wq is (H_q * D, E), wk and wv are (H * D, E), wo is (E, H_q * D). So D is
+    wq.shape[0] // num_heads; it need not be hidden_size // num_heads.
 
-    The query, key and value projections have biases (arrays of H_q * D, H * D and H * D numbers); the
-    output projection has none.
+    bq, bk and bv, arrays of H_q * D, H * D and H * D numbers, are the biases of the query, key and value
+    projections; where one is None there is none. The output projection never has one.
+
+    q_norm is called with the query heads and k_norm with the key heads, N x L x H x D, after the projection
+    with its bias and before RoPE; the result takes their place. Where one is None, nothing is done.
 
     RoPE turns the queries and the keys, never the values: split halves (traditional=False), base theta,
     positions 0 to L - 1.
@@ -92,7 +99,8 @@ class Qwen2MultiHeadAttention:
 
     x is only read: the caller's array stays as it was.
 
-    Source: the Qwen2 technical report (Yang et al., 2024), section 2.2, and the checkpoints' config.json.
+    Source: the Qwen2 technical report (Yang et al., 2024), section 2.2, the Qwen3 technical report (Yang et
+    al., 2025), section 2, and the checkpoints' config.json.
     """
 
     def __init__(
@@ -104,15 +112,18 @@ class Qwen2MultiHeadAttention:
         wk: mx.array,
         wv: mx.array,
         wo: mx.array,
-        bq: mx.array,
-        bk: mx.array,
-        bv: mx.array,
+        bq: mx.array | None,
+        bk: mx.array | None,
+        bv: mx.array | None,
         max_seq_len: int = 32768,
         theta: int = 1000000,
+        q_norm: HeadNorm | None = None,
+        k_norm: HeadNorm | None = None,
     ) -> None:
-        """hidden_size E; num_heads H_q, which divides E; num_kv_heads H, which divides H_q.
+        """hidden_size E; num_heads H_q; num_kv_heads H, which divides H_q.
 
         max_seq_len bounds the positions (L <= max_seq_len); theta is RoPE's base. All arrays have one dtype.
+        Qwen2 has the three biases and no norms, Qwen3 the two norms and no biases.
         """
         raise NotImplementedError("day 1.3, task 3: Qwen2MultiHeadAttention.__init__")
 

@@ -1,4 +1,4 @@
-"""Day 1.5: the whole Qwen2 model, from token ids to logits.
+"""Day 1.5: the whole Qwen2 model (and Qwen3's dense one), from token ids to logits.
 
 The plain version: every weight is dequantised once, when the model is built, and all L positions are computed
 afresh on every call. So a 4-bit checkpoint takes as much memory as an unquantised one, and writing n tokens
@@ -45,12 +45,15 @@ class Embedding:
 
 
 class Qwen2TransformerBlock:
-    """One layer of Qwen2: attention and an MLP, each on a normalised copy of the stream it adds to.
+    """One layer of Qwen2 or Qwen3: attention and an MLP, each on a normalised copy of the stream.
 
     The block is pre-norm: h = x + self_attn(input_layernorm(x)), and the result is
     h + mlp(post_attention_layernorm(h)).
 
     rms_norm_eps is the eps of both norms; max_seq_len and theta go to the attention.
+
+    bq, bk and bv go to the attention as they came: None is no bias. w_q_norm and w_k_norm, each (D,), make
+    its q_norm and k_norm, an RMSNorm over D numbers with eps rms_norm_eps; None makes none.
 
     The mask goes to the attention as it came; None is no mask, not a causal one.
 
@@ -75,9 +78,9 @@ class Qwen2TransformerBlock:
         wk: mx.array,
         wv: mx.array,
         wo: mx.array,
-        bq: mx.array,
-        bk: mx.array,
-        bv: mx.array,
+        bq: mx.array | None,
+        bk: mx.array | None,
+        bv: mx.array | None,
         w_gate: mx.array,
         w_up: mx.array,
         w_down: mx.array,
@@ -85,8 +88,10 @@ class Qwen2TransformerBlock:
         w_post_attention_layernorm: mx.array,
         max_seq_len: int = 32768,
         theta: int = 1000000,
+        w_q_norm: mx.array | None = None,
+        w_k_norm: mx.array | None = None,
     ) -> None:
-        """num_attention_heads H_q, num_kv_heads H, hidden_size E; the two norms' weights are (E,)."""
+        """num_attention_heads H_q, num_kv_heads H, hidden_size E; the two layernorms' weights are (E,)."""
         raise NotImplementedError("day 1.5, task 2: Qwen2TransformerBlock.__init__")
 
     def __call__(self, x: mx.array, mask: mx.array | str | None = None) -> mx.array:
@@ -110,13 +115,17 @@ def dequantize_linear(mlx_layer: Any) -> mx.array:
 
 
 class Qwen2ModelWeek1:
-    """Qwen2: embedding, layers, a last norm and the head, with the weights of a model that mlx-lm loaded.
+    """Qwen2 or Qwen3: embedding, layers, a last norm and the head, with the weights of a model that mlx-lm
+    loaded.
 
     Qwen2ModelWeek1(mlx_model) reads mlx_model.args, the weights below mlx_model.model (embed_tokens, layers,
     norm) and, when the head is untied, mlx_model.lm_head; it calls none of them.
 
     Each number of the configuration comes from mlx_model.args: hidden_size, vocab_size, intermediate_size,
     num_attention_heads, num_key_value_heads, rms_norm_eps, rope_theta, max_position_embeddings.
+
+    Each layer's attention has what the checkpoint has: the `bias` of a projection where there is one
+    (Qwen2), the weights of q_norm and k_norm where there are these (Qwen3), and None where not.
 
     Each layer gets the mask "causal", so a position sees itself and what stands before it; for L = 1 no mask
     is right as well.
@@ -127,11 +136,12 @@ class Qwen2ModelWeek1:
 
     The model maps token ids N x L to logits N x L x V, one row for each position, in the checkpoint's dtype.
 
-    Source: the Qwen2 technical report (Yang et al., 2024), section 2.2.
+    Source: the Qwen2 technical report (Yang et al., 2024), section 2.2, and the Qwen3 technical report (Yang
+    et al., 2025), section 2.
     """
 
     def __init__(self, mlx_model: Any) -> None:
-        """mlx_model: the model that mlx_lm.load returns beside the tokenizer, model_type qwen2."""
+        """mlx_model: the model that mlx_lm.load returns beside the tokenizer, model_type qwen2 or qwen3."""
         raise NotImplementedError("day 1.5, task 4: Qwen2ModelWeek1.__init__")
 
     def __call__(self, inputs: mx.array) -> mx.array:

@@ -17,7 +17,12 @@ from .stubs import NOT_COPIED
 
 # The grader's modules that run in a child. Only they import MLX, and only they import each other:
 # loading one of them in the grader's own process would load MLX there.
-CHILD_SIDE = frozenset({"child", "faults", "frames", "plugin", "speaker", "testing", "tripwires", "voice"})
+CHILD_SIDE = frozenset(
+    {"child", "faults", "frames", "plugin", "testing", "tripwires"}
+    | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
+    | {"speaker", "voice"}  # of `generate` and `chat`
+    | {"bench.model_child"}
+)
 
 TREES = ("exercises", "reference")
 PARTS = (*TREES, "checkpoints", "kernels", "grader")

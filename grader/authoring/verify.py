@@ -65,6 +65,7 @@ class Claim:
     changed: dict[str, str]  # module -> source
     judge: Callable[[DayReport], Finding]
     only_task: int | None = None
+    enough: Callable[[CheckResult], bool] = lambda check: False  # this check settles it: grade no further
     unmade: str = ""  # why there is nothing to grade: the claim does not hold
 
 
@@ -139,6 +140,7 @@ def _settle(clone: Clone, course: Course, day: Day, claim: Claim, folder: Path) 
         only_task=claim.only_task,
         # The reference itself may take its time; a wrong solution that never ends may not.
         timeout=course.limits.check_seconds if overlays else None,
+        enough=claim.enough,
     )
     # A wrong number of checks is a problem too, but only the reference's: the others are judged by what ran.
     if report.verdict is Verdict.INTERRUPTED or not _checks(report):
@@ -165,7 +167,8 @@ def claims(clone: Clone, course: Course, day: Day) -> Iterator[Claim]:
         yield from _cheats(task, sources)
     for symbol in dict.fromkeys(s for task in day.tasks for s in task.symbols if s.module.endswith(".py")):
         changed = {symbol.module: mutants.raising(sources[symbol.module], symbol)}
-        yield Claim(Kind.TAKEN_AWAY, f"{symbol.name} replaced by one that raises", changed, judge_taken_away)
+        name = f"{symbol.name} replaced by one that raises"
+        yield Claim(Kind.TAKEN_AWAY, name, changed, judge_taken_away, enough=_is_wrong)
 
 
 def _later_stubs(clone: Clone, course: Course, day: Day) -> tuple[dict[str, str], str]:
@@ -188,7 +191,9 @@ def _misconceptions(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
         except KeyError:
             unmade = f"{mistake.module} is not among the day's modules"
         name = f"task {task.id}, misconception '{mistake.id}'"
-        yield Claim(Kind.MISCONCEPTION, name, changed, judge_misconception, only_task=task.id, unmade=unmade)
+        yield Claim(
+            Kind.MISCONCEPTION, name, changed, judge_misconception, task.id, _is_decisive, unmade=unmade
+        )
 
 
 def _cheats(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
@@ -199,7 +204,7 @@ def _cheats(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
             changed = {symbol.module: mutants.cheating(sources[symbol.module], symbol, cheat)}
             name = f"task {task.id}, cheat '{cheat.name}' for {symbol.name}"
             judge = _cheat_judge(symbol, cheat)
-            yield Claim(Kind.CHEAT, name, changed, judge, only_task=task.id)
+            yield Claim(Kind.CHEAT, name, changed, judge, task.id, _is_wrong)
 
 
 def _cheat_judge(symbol: Symbol, cheat: mutants.Cheat) -> Callable[[DayReport], Finding]:
@@ -252,11 +257,14 @@ def judge_reference(report: DayReport) -> Finding:
 
 
 def judge_misconception(report: DayReport) -> Finding:
-    """Some check of its task is off by KILLING_RATIO tolerances, or fails an exact comparison."""
+    """Some check of its task is off by KILLING_RATIO tolerances, or fails an exact comparison.
+
+    Grading ends at the first that is; only what survives is judged by all of them.
+    """
     odd = _no_verdict(report)
     if odd:
         return odd
-    wrong = [check for check in _checks(report) if check.outcome in WRONG]
+    wrong = [check for check in _checks(report) if _is_wrong(check)]
     if not wrong:
         return Finding(
             "it survives, every check of the task passes: add an input on which it gives another answer."
@@ -277,20 +285,28 @@ def judge_cheat(report: DayReport, symbol: Symbol, cheat: mutants.Cheat) -> Find
     if odd:
         return odd
     for check in _checks(report):
-        if check.outcome in WRONG:
+        if _is_wrong(check):
             return Finding(check=check.id)
     return Finding(f"it passes the task: add a check of {symbol.name} and {cheat.advice}.")
 
 
 def judge_taken_away(report: DayReport) -> Finding:
     for check in _checks(report):
-        if check.outcome in WRONG:
+        if _is_wrong(check):
             return Finding(check=check.id)
     return Finding("no check of the day fails: add one that calls it, or take it off the task's symbols.")
 
 
 def _checks(report: DayReport) -> list[CheckResult]:
     return [check for task in report.tasks for check in task.checks]
+
+
+def _is_wrong(check: CheckResult) -> bool:
+    return check.outcome in WRONG
+
+
+def _is_decisive(check: CheckResult) -> bool:
+    return _is_wrong(check) and _error(check) >= KILLING_RATIO
 
 
 def _error(check: CheckResult) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
 from ..clone import find_clone
+from ..comparing import model_folder
 from ..errors import CourseError
 from . import kills as kill_sweep
 from . import latency as latency_bench
+from . import model as model_bench
 from . import products
 
 
@@ -62,6 +65,33 @@ def blas(runs: int) -> None:
         click.echo(error.message, err=True)
         sys.exit(error.exit_code)
     click.echo(products.summary(result))
+
+
+@main.command()
+@click.option(
+    "--model", "given", type=click.Path(path_type=Path), metavar="PATH", help="Weights (default: tiny-qwen2)."
+)
+@click.option("--runs", type=click.IntRange(min=1), default=5, help="Interleaved runs (default: 5).")
+@click.option(
+    "--prompt", type=click.IntRange(min=1), default=128, help="Tokens to start from (default: 128)."
+)
+@click.option("--tokens", type=click.IntRange(min=0), default=8, help="Tokens to add (default: 8).")
+def model(given: Path | None, runs: int, prompt: int, tokens: int) -> None:
+    """The week-1 model beside mlx-lm without its cache, on the same weights and tokens."""
+    try:
+        clone = find_clone()
+        folder = model_folder(clone, given)
+        results = model_bench.measure(clone, folder, runs=runs, prompt=prompt, steps=tokens, say=click.echo)
+    except CourseError as error:
+        click.echo(error.message, err=True)
+        sys.exit(error.exit_code)
+    for result in results:
+        click.echo(model_bench.summary(result))
+    state = "within" if results[0].within_bar else "BELOW"
+    click.echo(
+        f"bar: at least {model_bench.RATIO_BAR} times as fast as mlx-lm on the same weights: {state} it"
+    )
+    sys.exit(0 if results[0].within_bar else 1)
 
 
 if __name__ == "__main__":

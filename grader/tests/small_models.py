@@ -48,18 +48,23 @@ CONFIG: dict[str, Any] = {
 def write(
     folder: Path,
     *,
+    family: str = "qwen2",
     dtype: mx.Dtype = mx.float32,
     bits: int = 0,
     shards: int = 1,
     endless: bool = False,
     **config: Any,
 ) -> Path:
-    """Write a model's folder: config.json, weights, tokenizer. bits 0 leaves the weights unpacked; an endless
-    model begins TEXT again where it should end; `config` changes what config.json says."""
+    """Write a model's folder: config.json, weights, tokenizer.
+
+    family: "qwen2" or "qwen3". bits: 0 leaves the weights unpacked. An endless model begins TEXT again where
+    it should end. `config` changes what config.json says.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ids = _write_tokenizer(folder)
-    qwen2 = mlx_lm_module("models.qwen2")
-    model = qwen2.Model(qwen2.ModelArgs.from_dict(CONFIG))
+    written = CONFIG | {"model_type": family, "head_dim": 32}
+    module = mlx_lm_module(f"models.{family}")
+    model = module.Model(module.ModelArgs.from_dict(written))
     mx.random.seed(0)
     model.update(tree_map(lambda p: 0.02 * mx.random.normal(p.shape), model.parameters()))
     for layer in model.layers:
@@ -78,7 +83,6 @@ def write(
         head[there] = head[there] + embedding[here]
     model.lm_head.weight = head
     model.set_dtype(dtype)
-    written = dict(CONFIG)
     if bits:
         nn.quantize(model, group_size=64, bits=bits)
         written["quantization"] = {"group_size": 64, "bits": bits}

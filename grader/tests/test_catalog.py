@@ -182,3 +182,11 @@ def test_paths_are_shown_as_the_learner_types_them(tmp_path: Path) -> None:
     clone = Clone(tmp_path)
     assert clone.relative(tmp_path / "exercises" / "a.py") == "exercises/a.py"
     assert clone.relative("/elsewhere/a.py") == "/elsewhere/a.py"
+
+
+def test_a_days_foundation_is_what_its_code_runs(tmp_path: Path) -> None:
+    course = toy.make(tmp_path).course
+    first, second = course.days
+    assert course.foundation(first) == (first,)
+    assert course.foundation(second) == (first, second)
+    assert course.days[1].compared is None

@@ -194,4 +194,5 @@ def test_this_clone_obeys() -> None:
 
 def test_every_listed_child_side_module_exists() -> None:
     folder = Clone(installed_root()).root / "grader"
-    assert [name for name in sorted(imports.CHILD_SIDE) if not (folder / f"{name}.py").is_file()] == []
+    files = {name: folder / f"{name.replace('.', '/')}.py" for name in sorted(imports.CHILD_SIDE)}
+    assert [name for name, file in files.items() if not file.is_file()] == []

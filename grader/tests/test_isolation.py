@@ -58,6 +58,21 @@ def test_right_code_passes_every_check(course: Toy) -> None:
     assert report.graded == ("exercises/week1/sums.py",)
 
 
+def test_a_grading_can_end_at_a_check_that_is_enough(course: Toy) -> None:
+    course.sums(double="return x + 1")
+    seen: list[CheckResult] = []
+
+    def enough(result: CheckResult) -> bool:
+        seen.append(result)
+        return result.outcome is Outcome.FAILED
+
+    report = grade(course, enough=enough)
+    assert [c.outcome for c in seen].count(Outcome.FAILED) == 1
+    assert seen[-1].outcome is Outcome.FAILED
+    assert report.verdict is Verdict.NOT_PASSED
+    assert outcomes(report, 2) == {Outcome.NOT_REACHED}
+
+
 def test_a_stub_is_not_started(course: Toy) -> None:
     report = grade(course)
     assert report.verdict is Verdict.NOT_PASSED

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+import tokenizers
+from mlx.utils import tree_flatten
 
 from tinyllm.grader.report import Failure
 from tinyllm.grader.testing import (
@@ -17,10 +23,14 @@ from tinyllm.grader.testing import (
     Check,
     CheckFailed,
     CourseFault,
+    ShippedTokenizer,
     as_float64,
+    mlx_lm_module,
     not_run_here,
     require,
     sample,
+    shipped_model,
+    tolerance,
 )
 
 WHAT = "f(x)"
@@ -271,3 +281,89 @@ def test_an_id_that_must_come_out_is_missed() -> None:
 )
 def test_draws_of_the_wrong_kind_are_refused(got, words: str) -> None:
     assert words in refusal(lambda: draws(got)).summary
+
+
+# ---- the models that ship ----
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A clone whose reference/models/ has one small model, its weights packed but for those of q_proj."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "course.toml").touch()
+    monkeypatch.setenv("TINYLLM_ROOT", str(tmp_path))
+    folder = tmp_path / "reference" / "models" / "small"
+    folder.mkdir(parents=True)
+    config = {
+        "model_type": "qwen2",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 300,
+        "tie_word_embeddings": True,
+        "eos_token_id": [257, 256],
+        "quantization": {"group_size": 32, "bits": 4},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    qwen2 = mlx_lm_module("models.qwen2")
+    model = qwen2.Model(qwen2.ModelArgs.from_dict(config))
+    packed = {"group_size": 32, "bits": 4}
+    nn.quantize(
+        model,
+        class_predicate=lambda path, layer: (
+            not path.endswith("q_proj") and hasattr(layer, "to_quantized") and packed
+        ),
+    )
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(initial_alphabet=alphabet, vocab_size=256, show_progress=False)
+    tokenizer.train_from_iterator([], trainer)
+    tokenizer.add_special_tokens(["<|end|>", "<|turn|>"])
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    yield folder
+    for name in [m for m in sys.modules if m.partition(".")[0] == "mlx_lm"]:
+        del sys.modules[name]  # its __init__ has not run: other tests may want the whole of it
+
+
+def test_a_shipped_model_is_mlx_lm_s_with_the_file_s_weights(shipped: Path) -> None:
+    model = shipped_model("small")
+    assert type(model).__module__ == "mlx_lm.models.qwen2"
+    weights = mx.load(str(shipped / "model.safetensors"))
+    have = dict(tree_flatten(model.parameters()))
+    assert have.keys() == weights.keys()
+    assert all(mx.array_equal(have[name], weights[name]) for name in weights)
+    layer = model.layers[1].self_attn
+    assert (layer.k_proj.group_size, layer.k_proj.bits, hasattr(layer.q_proj, "scales")) == (32, 4, False)
+    assert model(mx.array([[1, 2, 3]])).shape == (1, 3, 300)
+    assert shipped_model("small") is not model
+
+
+def test_a_shipped_tokenizer_knows_bytes_and_special_tokens(shipped: Path) -> None:
+    tokenizer = ShippedTokenizer("small")
+    ids = tokenizer.encode("é<tool><|turn|>")
+    assert len(ids) == 4
+    assert tokenizer.decode(ids) == "é<tool><|turn|>"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "é<tool>"
+    assert tokenizer.decode(ids[0]) == "\ufffd"
+    assert (tokenizer.eos_token_id, tokenizer.eos_token_ids, len(tokenizer)) == (257, {256, 257}, 259)
+
+
+def test_a_shipped_model_that_is_missing_is_the_course_s_fault(shipped: Path) -> None:
+    with pytest.raises(CourseFault, match=r"reference/models/large .* bring it back"):
+        shipped_model("large")
+
+
+def test_the_tolerance_is_the_one_that_close_uses() -> None:
+    allowed = tolerance(mx.bfloat16, terms=9, roundings=5, magnitude=2.0)
+    assert allowed == pytest.approx(2.0 * 2.0**-8 * 8)
+    check = Check()
+    options = {"dtype": mx.bfloat16, "terms": 9, "roundings": 5, "magnitude": 2.0, "what": WHAT}
+    check.close(mx.array([1.0], mx.bfloat16), np.array([1.0 - allowed / 2]), **options)
+    assert check.ratios == [pytest.approx(0.5)]

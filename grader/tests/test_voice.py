@@ -89,7 +89,14 @@ def test_a_reply(say: Say) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"shards": 3}, {"dtype": mx.bfloat16}, {"dtype": mx.float16}, {"bits": 4}, {"bits": 8, "shards": 2}],
+    [
+        {"shards": 3},
+        {"dtype": mx.bfloat16},
+        {"dtype": mx.float16},
+        {"bits": 4},
+        {"bits": 8, "shards": 2},
+        {"family": "qwen3", "bits": 4, "dtype": mx.bfloat16},
+    ],
     ids=str,
 )
 def test_every_kind_of_weights(say: Say, tmp_path: Path, options: dict[str, Any]) -> None:

@@ -420,7 +420,7 @@ def test_the_export_loads_in_mlx_lm_with_the_same_logits(
     state = training.State.fresh(MODEL, seed=6)
     run(state, replace(CONFIG, steps=2, accumulate=1), encode)  # biases and norms off their first values
     ends = [encode(corpus.TURN_END)[0], encode(corpus.END)[0]]
-    checkpointing.export(tmp_path, state.parameters, MODEL, tokenizer_folder, ends)
+    checkpointing.export(tmp_path, state, MODEL, tokenizer_folder, ends)
     parameters, model = checkpointing.load_exported(tmp_path)
     assert model == MODEL
     tokens = mx.array([encode("Once there was a cat named Ben. Ben had a red kite.")])
@@ -483,7 +483,7 @@ def test_the_command_trains_goes_on_and_exports(tokenizer_folder: Path, tmp_path
     assert "2/2  loss " in begun.stdout
     assert {p.name for p in (tmp_path / "model").iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors"),
-        *("tokenizer.json", "tokenizer_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "history.json"),
     }
     assert "step 2 of 2" in train("--steps", "2").stdout
     other = train("--steps", "3")

@@ -1,4 +1,4 @@
-"""Day 1.3: the causal mask, grouped-query attention, and Qwen2's attention layer.
+"""Day 1.3: the causal mask, grouped-query attention, and the attention layer of Qwen2 and Qwen3.
 
 The plain version: it writes the whole (L, S) score matrix of every head, it turns keys and values afresh on
 every call, and it keeps nothing between calls. Day 2.1 adds the key-value cache, day 2.4 a kernel that never
@@ -10,10 +10,14 @@ E hidden size. `N..` is zero or more batch axes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from .attention import linear, softmax
 from .rope import RoPE
+
+HeadNorm = Callable[[mx.array], mx.array]  # N x L x H x D -> the same shape and dtype
 
 
 def causal_mask(L: int, S: int, dtype: mx.Dtype) -> mx.array:
@@ -102,13 +106,16 @@ def scaled_dot_product_attention_grouped(
 
 
 class Qwen2MultiHeadAttention:
-    """Qwen2's self-attention layer: project, rotate, attend in groups, project back.
+    """Qwen2's and Qwen3's self-attention layer: project, rotate, attend in groups, project back.
 
-    Weights are stored (out, in): wq is (H_q * D, E), wk and wv are (H * D, E), wo is (E, H_q * D),
-    with D = hidden_size // num_heads.
+    Weights are stored (out, in): wq is (H_q * D, E), wk and wv are (H * D, E), wo is (E, H_q * D). So D is
+    wq.shape[0] // num_heads; it need not be hidden_size // num_heads.
 
-    The query, key and value projections have biases (arrays of H_q * D, H * D and H * D numbers); the
-    output projection has none.
+    bq, bk and bv, arrays of H_q * D, H * D and H * D numbers, are the biases of the query, key and value
+    projections; where one is None there is none. The output projection never has one.
+
+    q_norm is called with the query heads and k_norm with the key heads, N x L x H x D, after the projection
+    with its bias and before RoPE; the result takes their place. Where one is None, nothing is done.
 
     RoPE turns the queries and the keys, never the values: split halves (traditional=False), base theta,
     positions 0 to L - 1.
@@ -119,7 +126,8 @@ class Qwen2MultiHeadAttention:
 
     x is only read: the caller's array stays as it was.
 
-    Source: the Qwen2 technical report (Yang et al., 2024), section 2.2, and the checkpoints' config.json.
+    Source: the Qwen2 technical report (Yang et al., 2024), section 2.2, the Qwen3 technical report (Yang et
+    al., 2025), section 2, and the checkpoints' config.json.
     """
 
     def __init__(
@@ -131,21 +139,26 @@ class Qwen2MultiHeadAttention:
         wk: mx.array,
         wv: mx.array,
         wo: mx.array,
-        bq: mx.array,
-        bk: mx.array,
-        bv: mx.array,
+        bq: mx.array | None,
+        bk: mx.array | None,
+        bv: mx.array | None,
         max_seq_len: int = 32768,
         theta: int = 1000000,
+        q_norm: HeadNorm | None = None,
+        k_norm: HeadNorm | None = None,
     ) -> None:
-        """hidden_size E; num_heads H_q, which divides E; num_kv_heads H, which divides H_q.
+        """hidden_size E; num_heads H_q; num_kv_heads H, which divides H_q.
 
         max_seq_len bounds the positions (L <= max_seq_len); theta is RoPE's base. All arrays have one dtype.
+        Qwen2 has the three biases and no norms, Qwen3 the two norms and no biases.
         """
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
-        self.head_dim = hidden_size // num_heads
+        # subtle: from the weight. Qwen3-0.6B has 16 heads of 128 on a hidden size of 1024.
+        self.head_dim = wq.shape[0] // num_heads
         self.wq, self.wk, self.wv, self.wo = wq, wk, wv, wo
         self.bq, self.bk, self.bv = bq, bk, bv
+        self.q_norm, self.k_norm = q_norm, k_norm
         self.rope = RoPE(self.head_dim, max_seq_len, base=theta, traditional=False)
 
     def __call__(self, x: mx.array, mask: mx.array | str | None = None) -> mx.array:
@@ -154,6 +167,12 @@ class Qwen2MultiHeadAttention:
         query = linear(x, self.wq, self.bq).reshape(N, L, self.num_heads, self.head_dim)
         key = linear(x, self.wk, self.bk).reshape(N, L, self.num_kv_heads, self.head_dim)
         value = linear(x, self.wv, self.bv).reshape(N, L, self.num_kv_heads, self.head_dim)
+
+        # subtle: before RoPE. A norm has a weight for each of the D numbers, and RoPE mixes those in pairs.
+        if self.q_norm is not None:
+            query = self.q_norm(query)
+        if self.k_norm is not None:
+            key = self.k_norm(key)
 
         # subtle: RoPE takes N x L x H x D and finds the position on axis 1, so it comes before the transpose.
         query = self.rope(query).transpose(0, 2, 1, 3)  # (N, H_q, L, D)

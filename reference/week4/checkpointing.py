@@ -58,11 +58,13 @@ def load(folder: Path) -> tuple[State, GPTConfig, TrainConfig]:
     return state, model, TrainConfig(**rest["train"])
 
 
-def export(folder: Path, parameters: Parameters, model: GPTConfig, tokenizer: Path, eos: list[int]) -> None:
+def export(folder: Path, state: State, model: GPTConfig, tokenizer: Path, eos: list[int]) -> None:
     """A folder that mlx_lm.load reads: config.json, 4-bit weights, the files in the folder `tokenizer`.
 
-    Every matrix is quantised in groups of 64 along its rows. Scales, norms and biases stay float32, so that the
-    model computes in it: of the dtypes, it is the one with a BLAS on a CPU. It costs 4 bytes in 36.
+    Beside them history.json says how the loss went.
+
+    Every matrix is quantised in groups of 64 along its rows. Scales, norms and biases stay float32, so that
+    the model computes in it: of the dtypes, it is the one with a BLAS on a CPU. It costs 4 bytes in 36.
 
     Args:
         eos: the ids that end a text; the first is that of a chat turn.
@@ -80,7 +82,7 @@ def export(folder: Path, parameters: Parameters, model: GPTConfig, tokenizer: Pa
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}) + "\n", encoding="utf-8")
     weights: Parameters = {}
-    for name, p in parameters.items():
+    for name, p in state.parameters.items():
         if p.ndim == 2:
             stem = name.removesuffix(".weight")
             parts = mx.quantize(p, group_size=GROUP_SIZE, bits=BITS)
@@ -90,6 +92,8 @@ def export(folder: Path, parameters: Parameters, model: GPTConfig, tokenizer: Pa
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / name, folder / name)
+    lines = ",\n".join(json.dumps({"step": h["step"], "loss": round(h["loss"], 4)}) for h in state.history)
+    (folder / "history.json").write_text(f'{{"history": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def load_exported(folder: Path) -> tuple[Parameters, GPTConfig]:

@@ -1,10 +1,11 @@
 """How good a model is, in greedy replies to samples that it was not trained on.
 
-    python -P -m tinyllm.reference.week4.quality MODEL [--draft MODEL] [--samples N]
+    python -P -m tinyllm.reference.week4.quality MODEL [--draft MODEL] [--samples N] [--json FILE]
 
 MODEL is an exported folder. Prints, for each kind of reply, how many of how many are right: stories by
 `stories.check_story`, answers and tool calls by comparison; and, with a draft, how many of the model's tokens
-the draft would have proposed. Ends with 1 when a figure is below its bar.
+the draft would have proposed. Ends with 1 when a figure is below its bar. With --json the figures are written
+to a file as well.
 """
 
 # ruff: noqa: E402
@@ -12,6 +13,7 @@ the draft would have proposed. Ends with 1 when a figure is below its bar.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,7 +58,7 @@ def measure(
     max_tokens: int = 180,
     draft: tuple[Parameters, GPTConfig] | None = None,
 ) -> dict[str, Score]:
-    """Scores by kind: "story", "question", "tool call", "tool answer" (after a response), "draft"."""
+    """Scores by kind: "story", "question", "long", "tool call", "tool answer" (after a response), "draft"."""
     asked: list[tuple[str, Sample, str, Turn]] = []
     for index in range(samples):
         item = sample(split, index)
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--draft", type=Path)
     parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     parameters, model = load_exported(options.model)
     words = tokenizer.load(options.model)
@@ -116,6 +119,10 @@ def main() -> None:
         print(f"{kind:12} {score}")
         for fault in score.faults[:3]:
             print(f"    {fault:.300}")
+    if options.json:
+        counts = {kind: {"right": s.right, "asked": s.asked} for kind, s in sorted(scores.items())}
+        figures = {"samples": options.samples, "scores": counts}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     sys.exit(any(score.share < BARS.get(kind, 0) for kind, score in scores.items()))
 
 

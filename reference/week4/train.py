@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             checkpointing.save(options.run, state, model, config)
     if first and options.export:
         ends = [encode(TURN_END)[0], encode(END)[0]]
-        checkpointing.export(options.export, state.parameters, model, folder, ends)
+        checkpointing.export(options.export, state, model, folder, ends)
 
 
 def _show(report: dict, config: TrainConfig, rate: float) -> None:

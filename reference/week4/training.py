@@ -15,15 +15,15 @@ import mlx.core as mx
 
 from .data import Batch, Encode, Packer
 from .gpt import GPTConfig, Parameters, forward, init_parameters, logits
-from .parallel import Group
+from .parallel import ALONE, Group
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 8000
+    steps: int = 5000
     rows: int = 4  # rows of a batch
     length: int = 256  # tokens of a row
-    long_from: int = 7400  # from this step on the rows are 4 times as long, and 4 times as few; -1: never
+    long_from: int = 4700  # from this step on the rows are 4 times as long, and 4 times as few; -1: never
     accumulate: int = 2  # batches whose gradients make one step; the processes of a run share them
     learning_rate: float = 1.2e-3  # after the warm-up; the draft, narrower, takes 5e-3
     final_fraction: float = 0.05  # of learning_rate, at the last step
@@ -33,8 +33,8 @@ class TrainConfig:
     eps: float = 1e-8
     weight_decay: float = 0.05  # of matrices; norms and biases are left alone
     clip: float = 1.0  # largest norm of the gradient
-    prompt_weight: float = 0.2  # what a prompt's token counts in the loss; a reply's counts 1
-    quantised_from: int = 7000  # from this step on the loss is the 4-bit model's; -1: never
+    prompt_weight: float = 0.05  # what a prompt's token counts in the loss; a reply's counts 1
+    quantised_from: int = 4400  # from this step on the loss is the 4-bit model's; -1: never
     bfloat16: bool = False  # compute in bfloat16, on float32 parameters (slower on a CPU, faster on a GPU)
     seed: int = 0
 
@@ -122,7 +122,7 @@ def packer_of(config: TrainConfig, step: int, encode: Encode) -> Packer:
     return Packer(encode, max(1, config.rows // longer), config.length * longer, config.prompt_weight)
 
 
-def step(state: State, model: GPTConfig, config: TrainConfig, encode: Encode, group: Group = Group()) -> dict:
+def step(state: State, model: GPTConfig, config: TrainConfig, encode: Encode, group: Group = ALONE) -> dict:
     """One step: gradients of `accumulate` batches, clipped, then AdamW. Returns what there is to report."""
     packer = packer_of(config, state.step, encode)
     packer.position = state.position
@@ -166,7 +166,7 @@ def train(
     model: GPTConfig,
     config: TrainConfig,
     encode: Encode,
-    group: Group = Group(),
+    group: Group = ALONE,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[dict]:
     """Steps up to config.steps, from wherever `state` is. Yields a report after each, with

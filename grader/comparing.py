@@ -1,0 +1,318 @@
+"""A forward pass of the learner's model beside one of the reference's: what `compare` finds, as values.
+
+Both run in one child process (comparing_child.py), which dies with this one. A crash there is told in a
+sentence, and a pass that does not end is ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import selectors
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from . import processes
+from .catalog import Course, Day
+from .clone import Clone
+from .errors import EnvironmentFault, UsageError
+
+SHIPPED = "models/tiny-qwen2"  # below reference/
+POLL_SECONDS = 0.1
+KEPT_OUTPUT = 4096
+ANSWER_SECONDS = 0.5
+
+
+class State(StrEnum):
+    """What became of one operation of the two passes."""
+
+    AGREES = "agrees"
+    FIRST = "first to differ"
+    DIFFERS = "differs"  # after the first, as what it is given does
+    NOT_CALLED = "not called"  # by the learner's code
+    EXTRA = "only yours"  # the reference does not call it here
+    NOT_REACHED = "not reached"  # the learner's pass ended before
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation. `section` is "making the model", "layer 3", or "" where it stands in no layer."""
+
+    section: str
+    depth: int
+    label: str
+    shape: str  # of the reference's result, else of the learner's
+    difference: float | None  # relative to the largest element; None where there is no number
+    remark: str  # why there is none: "other shape"
+    state: State
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is told about the first operation that differs, or about what ended the learner's pass."""
+
+    title: str
+    details: tuple[tuple[str, str], ...]  # label and text
+    next_step: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two passes have in common. `stop` is why the learner's did not come to its end."""
+
+    day: str
+    title: str
+    solution: str
+    model: str
+    tokens: int
+    layers: int
+    dtype: str
+    roundoffs: int
+    tolerance: float
+    rows: tuple[Row, ...] = ()
+    fault: Finding | None = None
+    stop: Finding | None = None
+    prints: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.fault or self.stop else 0
+
+
+def comparable(course: Course, text: str | None) -> Day:
+    """The day to compare: the one named, or the last that has a model. Raises UsageError naming those."""
+    days = [d for d in course.days if d.compared is not None]
+    names = " ".join(d.name for d in days) or "none so far"
+    if text is None:
+        if not days:
+            raise UsageError("No day of this course has a model to compare.")
+        return days[-1]
+    day = course.day(text)
+    if day.compared is None:
+        raise UsageError(f"{day.name} has no model that could be compared. Days that have one: {names}")
+    return day
+
+
+def model_folder(clone: Clone, given: Path | None) -> Path:
+    """The folder of the weights: the one given, or the shipped model. It must hold a config.json."""
+    folder = given.expanduser().resolve() if given is not None else clone.reference / SHIPPED
+    if (folder / "config.json").is_file():
+        return folder
+    if given is None:
+        raise EnvironmentFault(f"The shipped model is missing: {clone.relative(folder)} has no config.json.")
+    raise UsageError(f"--model {given}: there is no config.json in this folder.")
+
+
+def compare(
+    clone: Clone,
+    course: Course,
+    day: Day,
+    *,
+    solution: str,
+    model: Path,
+    prompt: str,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Comparison:
+    """Run both passes on `prompt` with the weights in the folder `model`.
+
+    `on_stage` is told what begins. Raises UsageError, EnvironmentFault, and Interrupted on Ctrl-C.
+    """
+    child = _Child(clone, course, day, solution, model, prompt, on_stage)
+    try:
+        return child.result()
+    except KeyboardInterrupt:
+        raise Interrupted(child.where()) from None
+    finally:
+        child.end()
+
+
+class Interrupted(Exception):
+    """Ctrl-C during a pass. `where` is the learner's line that was running, if one was."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.where = where
+
+
+@dataclass
+class _Child:
+    """The running child. Its events are JSON lines on a pipe, each with a token of this run."""
+
+    clone: Clone
+    course: Course
+    day: Day
+    solution: str
+    model: Path
+    prompt: str
+    on_stage: Callable[[str], None]
+    stage: str = "starting"
+    found: dict[str, Any] | None = None
+    problem: dict[str, Any] | None = None
+    prints: bytes = b""
+    buffer: bytes = b""
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def __post_init__(self) -> None:
+        processes.adopt_orphans()
+        self.folder = tempfile.TemporaryDirectory(prefix="tinyllm-")
+        self.stack_file = Path(self.folder.name) / "stacks"
+        self.events, events_in = os.pipe()
+        self.output, output_in = os.pipe()
+        lifeline_out, self.lifeline = os.pipe()
+        job = {
+            "root": str(self.clone.root),
+            "day": self.day.id,
+            "solution": self.solution,
+            "model": str(self.model),
+            "prompt": self.prompt,
+            "events": events_in,
+            "token": self.token,
+            "stack_file": str(self.stack_file),
+            "lifeline": lifeline_out,
+        }
+        self.process = processes.start(
+            [sys.executable, "-P", "-m", "tinyllm.grader.comparing_child", json.dumps(job)],
+            output=output_in,
+            pass_fds=(events_in, lifeline_out),
+            token=self.token,
+            cwd=str(self.clone.root),
+        )
+        for fd in (events_in, output_in, lifeline_out):
+            os.close(fd)
+        self.selector = selectors.DefaultSelector()
+        for fd in (self.events, self.output):
+            os.set_blocking(fd, False)
+            self.selector.register(fd, selectors.EVENT_READ)
+
+    def result(self) -> Comparison:
+        while self.found is None and self.problem is None and self.process.poll() is None:
+            self._pump(POLL_SECONDS)
+        self._pump(0)
+        if self.problem is not None:
+            kind = UsageError if self.problem["usage"] else EnvironmentFault
+            raise kind(self.problem["message"])
+        said = self.prints.decode("utf-8", "replace")
+        if self.found is None:
+            return self._died(said)
+        return _comparison(self.day, self.solution, self.model, self.found, said)
+
+    def _pump(self, wait: float) -> None:
+        for key, _ in self.selector.select(wait):
+            with contextlib.suppress(BlockingIOError):
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    self.selector.unregister(key.fd)
+                elif key.fd == self.output:
+                    self.prints = (self.prints + chunk)[-KEPT_OUTPUT:]
+                else:
+                    self._take(chunk)
+
+    def _take(self, chunk: bytes) -> None:
+        *lines, self.buffer = (self.buffer + chunk).split(b"\n")
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(event, dict) or event.get("token") != self.token:
+                continue
+            if event["event"] == "stage":
+                self.stage = event["name"]
+                self.on_stage(self.stage)
+            elif event["event"] == "problem":
+                self.problem = event
+            elif event["event"] == "result":
+                self.found = event
+
+    def _died(self, said: str) -> Comparison:
+        """The child ended without a result: the learner's doing only while the learner's code ran."""
+        code = self.process.returncode
+        why = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        if self.stage != YOURS:
+            raise EnvironmentFault(f"The comparison ended {why} while {self.stage}:\n{said.strip()}")
+        where = self._line_in_stacks()
+        details = (("your line", where),) if where else ()
+        file = self.clone.root / where.partition(":")[0]
+        day = day_of(self.course, self.day, file, self.clone.tree(self.solution))
+        stop = Finding(f"Your pass ended the process {why}.", details, f"tinyllm-grade {day.name}")
+        return Comparison(
+            self.day.name,
+            self.day.title,
+            self.solution,
+            self.model.name,
+            0,
+            0,
+            "",
+            0,
+            0.0,
+            stop=stop,
+            prints=said,
+        )
+
+    def where(self) -> str:
+        """The learner's line that is running: faulthandler writes the stack, inside C code as well."""
+        if self.stage != YOURS or self.process.poll() is not None:
+            return ""
+        self.process.send_signal(signal.SIGUSR2)
+        end = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < end and not self._line_in_stacks():
+            time.sleep(0.02)
+        return self._line_in_stacks()
+
+    def _line_in_stacks(self) -> str:
+        try:
+            text = self.stack_file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        for path, line, function in re.findall(r'File "(.+?)", line (\d+) in (\S+)', text):
+            if Path(path).is_relative_to(self.clone.tree(self.solution)):
+                return f"{self.clone.relative(path)}:{line} in {function}"
+        return ""
+
+    def end(self) -> None:
+        """Leave nothing running and nothing open."""
+        processes.end_family(self.process, self.token)
+        self.selector.close()
+        for fd in (self.events, self.output, self.lifeline):
+            os.close(fd)
+        self.folder.cleanup()
+
+
+def day_of(course: Course, day: Day, file: Path, tree: Path) -> Day:
+    """The day, of those that `day` is built on, in which the learner writes `file`; else `day` itself."""
+    modules = {tree / m: d for d in course.foundation(day) for m in d.modules}
+    return modules.get(file, day)
+
+
+YOURS = "running your pass"  # the stage in which the learner's code runs
+
+
+def _comparison(day: Day, solution: str, model: Path, found: dict[str, Any], said: str) -> Comparison:
+    rows = tuple(Row(**{**row, "state": State(row["state"])}) for row in found["rows"])
+    return Comparison(
+        day=day.name,
+        title=day.title,
+        solution=solution,
+        model=model.name,
+        rows=rows,
+        fault=_finding(found["fault"]),
+        stop=_finding(found["stop"]),
+        prints=said,
+        **{key: found[key] for key in ("tokens", "layers", "dtype", "roundoffs", "tolerance")},
+    )
+
+
+def _finding(data: dict[str, Any] | None) -> Finding | None:
+    if data is None:
+        return None
+    return Finding(data["title"], tuple((a, b) for a, b in data["details"]), data["next_step"])
