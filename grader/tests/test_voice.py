@@ -5,6 +5,7 @@ The voice runs in this process, on a real model; the process around it is test_s
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -28,8 +29,10 @@ TURN = [{"role": "user", "content": "Hello"}]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = small_models.write(tmp_path_factory.mktemp("models") / "small")
-    # mlx_lm_module leaves a package without mlx_lm.load behind, which these tests take for the real one.
-    sys.modules.pop("mlx_lm")
+    # mlx_lm_module leaves a package without mlx_lm.load behind; the real one serves both.
+    if not hasattr(sys.modules["mlx_lm"], "load"):
+        del sys.modules["mlx_lm"]
+        importlib.import_module("mlx_lm")
     return folder
 
 
