@@ -63,6 +63,11 @@ def text_of(sample: Any) -> str:
     return "".join(text for text, _ in sample.pieces())
 
 
+def sample(split: str, index: int) -> Any:
+    """Sample `index`, counted from the first of all kinds."""
+    return corpus.sample(split, index + (corpus.FIRST_NOTES if split == "train" else 0))
+
+
 def test_the_corpus_is_the_same_in_every_process() -> None:
     code = (
         f"import hashlib; from {WEEK4} import corpus; print(hashlib.sha256(''.join(t for s in corpus.SPLITS "
@@ -75,22 +80,28 @@ def test_the_corpus_is_the_same_in_every_process() -> None:
     assert there.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
 
 
+def test_training_begins_with_lists_of_notes() -> None:
+    first = [corpus.sample("train", i) for i in range(300)]
+    assert {item.kind for item in first} == {"question"}
+    assert not any("Once there" in text_of(item) or "named" in text_of(item) for item in first)
+
+
 @pytest.mark.parametrize("split", ["train", "held-out"])
 def test_every_sample_passes_its_own_check_and_no_other_reply_does(split: str) -> None:
     kinds = set()
     for index in range(1000):
-        sample = corpus.sample(split, index)
-        for prompt, want in sample.prompts():
-            assert sample.grade(prompt, want, want.content) == [], text_of(sample)
+        item = sample(split, index)
+        for prompt, want in item.prompts():
+            assert item.grade(prompt, want, want.content) == [], text_of(item)
             for wrong in ("", want.content[:-5], want.content + " Anna had a red ball."):
-                assert sample.grade(prompt, want, wrong) or "<tool_call>" in want.content, wrong
-            kinds.add((sample.kind, sample.plain, want.content[:11] == "<tool_call>"))
+                assert item.grade(prompt, want, wrong) or "<tool_call>" in want.content, wrong
+            kinds.add((item.kind, item.plain, want.content[:11] == "<tool_call>"))
     # Stories and questions, each plain and as chat; long questions; tool calls; answers after one.
     assert len(kinds) == 7
 
 
 def test_the_splits_share_no_prompt_and_no_pair_of_hero_and_thing() -> None:
-    train, held_out = ([corpus.sample(s, i) for i in range(2000)] for s in corpus.SPLITS)
+    train, held_out = ([sample(s, i) for i in range(2000)] for s in corpus.SPLITS)
     assert not {s.about for s in train if s.about} & {s.about for s in held_out if s.about}
     questions = [
         {s.turns[0].content for s in split if s.kind in ("question", "tool")} for split in (train, held_out)
@@ -190,17 +201,17 @@ def test_transformers_reads_the_tokenizer_and_its_template_writes_the_corpus(tok
     auto = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
     own = tokenizer.load(tokenizer_folder)
     for index in range(60):
-        sample = corpus.sample("train", index)
-        text = text_of(sample)
+        item = sample("train", index)
+        text = text_of(item)
         ids = own.encode(text, add_special_tokens=False).ids
         assert auto.encode(text, add_special_tokens=False) == ids
         assert auto.decode(ids) == text
-        if not sample.plain:
-            messages = [{"role": t.role, "content": t.content} for t in sample.turns]
-            tools = [corpus.tool_schema(name) for name in sample.tools] or None
+        if not item.plain:
+            messages = [{"role": t.role, "content": t.content} for t in item.turns]
+            tools = [corpus.tool_schema(name) for name in item.tools] or None
             assert auto.apply_chat_template(messages, tools=tools, tokenize=False) == text
-            if sample.tools and sample.kind == "tool":  # as an OpenAI client sends the call back
-                call = json.loads(sample.turns[1].content.split("\n")[1])
+            if item.tools and item.kind == "tool":  # as an OpenAI client sends the call back
+                call = json.loads(item.turns[1].content.split("\n")[1])
                 messages[1] = {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
                 assert auto.apply_chat_template(messages, tools=tools, tokenize=False) == text
     assert auto.eos_token == corpus.TURN_END
@@ -362,6 +373,7 @@ def test_a_few_steps_lower_the_loss(encode: Any) -> None:
 def test_rows_get_longer_late_in_a_run(encode: Any) -> None:
     config = replace(CONFIG, rows=8, long_from=7)
     short, late = (training.packer_of(config, step, encode) for step in (6, 7))
+    late.position = corpus.FIRST_NOTES
     assert short.next().tokens.shape == (8, 192)
     batches = [late.next() for _ in range(8)]
     assert {batch.tokens.shape for batch in batches} == {(2, 768)}

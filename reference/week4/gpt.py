@@ -79,25 +79,23 @@ class GPTConfig:
 
 
 def init_parameters(config: GPTConfig, seed: int) -> Parameters:
-    """Fresh float32 parameters: norms 1, biases 0, matrices normal with deviation 1 / sqrt(row length).
+    """Fresh float32 parameters: norms 1, biases 0, most matrices normal with deviation 1 / sqrt(row length).
 
-    The two matrices that write to the residual stream are smaller by sqrt(2 * layers), so that the stream's
-    size does not grow with depth (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners",
-    2.3). GPT-2's deviation, 0.02 for all, is for wider models: with it this one learns to copy, which most of
-    the corpus asks for, three times as late.
+    The two matrices that write to the residual stream are 0: at first the stream is the token's embedding
+    alone, at every depth, and each layer adds to it what training finds useful. GPT-2's deviation, 0.02 for
+    all, is for wider models: with it this one learns to copy, which most of the corpus asks for, three times
+    as late.
     """
     key = mx.random.key(seed)
     parameters: Parameters = {}
     for name, shape in config.shapes().items():
         if name.endswith("norm.weight"):
             parameters[name] = mx.ones(shape)
-        elif name.endswith(".bias"):
+        elif name.endswith((".bias", "o_proj.weight", "down_proj.weight")):
             parameters[name] = mx.zeros(shape)
         else:
             key, use = mx.random.split(key)
-            writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-            deviation = shape[1] ** -0.5 / (math.sqrt(2 * config.num_hidden_layers) if writes else 1)
-            parameters[name] = deviation * mx.random.normal(shape, key=use)
+            parameters[name] = shape[1] ** -0.5 * mx.random.normal(shape, key=use)
     return parameters
 
 

@@ -81,7 +81,7 @@ CHAT_TEMPLATE = """\
 
 
 def train(vocab_size: int = 2048, samples: int = 20_000) -> Tokenizer:
-    """Learn the merges from the first `samples` training samples. The same on every run."""
+    """Learn the merges from `samples` training samples, the first of all kinds. The same on every run."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -104,7 +104,7 @@ def train(vocab_size: int = 2048, samples: int = 20_000) -> Tokenizer:
 
 def _texts(samples: int) -> Iterator[str]:
     """The samples without the added tokens, which are no merges' business."""
-    for index in range(samples):
+    for index in range(corpus.FIRST_NOTES, corpus.FIRST_NOTES + samples):
         text = "".join(piece for piece, _ in corpus.sample("train", index).pieces())
         for token in SPECIAL + MARKS:
             text = text.replace(token, "")
