@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 
 class NotLoadable(Exception):
@@ -67,6 +66,8 @@ def load_model(folder: Path, *, dequantized: bool = False) -> Any:
 
 
 def _quantize(model: Any, quantization: dict[str, Any], weights: dict[str, mx.array]) -> None:
+    import mlx.nn as nn  # here: every grading child imports this module, and few need a model
+
     def recipe(path: str, layer: Any) -> bool | dict[str, Any]:
         own = quantization.get(path)  # a checkpoint may give single layers other bits, or none
         if own is not None:
