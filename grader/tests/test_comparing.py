@@ -117,7 +117,7 @@ INSIDE = {
     "1.3/layer-theta-ignored": "It makes RoPE with base=10000, the reference with base=3000.0.",
     "1.5/block-no-first-residual": "It calls post_attention_layernorm with another x than the reference does",
     "1.5/model-mask-in-first-layer": "It calls layer 1 with mask=None, the reference with mask='causal'.",
-    "1.5/model-no-value-bias": "It makes Qwen2TransformerBlock with another bv than the reference does",
+    "1.5/model-no-value-bias": "It makes Qwen2TransformerBlock with bv=None, the reference with bv=",
 }
 
 
