@@ -467,9 +467,9 @@ def diff(day: str | None, number: int | None, stat: bool, tool: bool) -> None:
 )
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="A folder with weights (default: tiny-qwen2).",
+    default="",
+    metavar="NAME",
+    help="A folder, or an id on Hugging Face (default: tiny-qwen2).",
 )
 @click.option(
     "--solution",
@@ -479,17 +479,17 @@ def diff(day: str | None, number: int | None, stat: bool, tool: bool) -> None:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Every operation of every layer.")
 @reporting
-def compare(day: str | None, prompt: str, model: Path | None, solution: str, verbose: bool) -> None:
+def compare(day: str | None, prompt: str, model: str, solution: str, verbose: bool) -> None:
     """Your model's forward pass beside the reference's.
 
     Both read the same prompt with the same weights. A table shows each operation's shape and difference;
     the first operation that differs is named. DAY is a day that has a model, by default the last one.
     """
-    from . import comparing, comparison_screen
+    from . import comparing, comparison_screen, models
 
     context = Context(verbose=verbose)
     chosen = comparing.comparable(context.course, day)
-    folder = comparing.model_folder(context.clone, model)
+    folder = models.resolve(context.clone, model).path
     console = context.screen.console
     status = console.status("starting") if console.is_terminal else None
     try:

@@ -27,7 +27,6 @@ from .catalog import Course, Day
 from .clone import Clone
 from .errors import EnvironmentFault, UsageError
 
-SHIPPED = "models/tiny-qwen2"  # below reference/
 POLL_SECONDS = 0.1
 KEPT_OUTPUT = 4096
 ANSWER_SECONDS = 0.5
@@ -101,16 +100,6 @@ def comparable(course: Course, text: str | None) -> Day:
     if day.compared is None:
         raise UsageError(f"{day.name} has no model that could be compared. Days that have one: {names}")
     return day
-
-
-def model_folder(clone: Clone, given: Path | None) -> Path:
-    """The folder of the weights: the one given, or the shipped model. It must hold a config.json."""
-    folder = given.expanduser().resolve() if given is not None else clone.reference / SHIPPED
-    if (folder / "config.json").is_file():
-        return folder
-    if given is None:
-        raise EnvironmentFault(f"The shipped model is missing: {clone.relative(folder)} has no config.json.")
-    raise UsageError(f"--model {given}: there is no config.json in this folder.")
 
 
 def compare(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
+from .. import models
 from ..clone import find_clone
-from ..comparing import model_folder
 from ..errors import CourseError
 from . import kills as kill_sweep
 from . import latency as latency_bench
@@ -69,18 +68,18 @@ def blas(runs: int) -> None:
 
 @main.command()
 @click.option(
-    "--model", "given", type=click.Path(path_type=Path), metavar="PATH", help="Weights (default: tiny-qwen2)."
+    "--model", "given", default="", metavar="NAME", help="A folder or Hugging Face id (default: tiny-qwen2)."
 )
 @click.option("--runs", type=click.IntRange(min=1), default=5, help="Interleaved runs (default: 5).")
 @click.option(
     "--prompt", type=click.IntRange(min=1), default=128, help="Tokens to start from (default: 128)."
 )
 @click.option("--tokens", type=click.IntRange(min=0), default=8, help="Tokens to add (default: 8).")
-def model(given: Path | None, runs: int, prompt: int, tokens: int) -> None:
+def model(given: str, runs: int, prompt: int, tokens: int) -> None:
     """The week-1 model beside mlx-lm without its cache, on the same weights and tokens."""
     try:
         clone = find_clone()
-        folder = model_folder(clone, given)
+        folder = models.resolve(clone, given).path
         results = model_bench.measure(clone, folder, runs=runs, prompt=prompt, steps=tokens, say=click.echo)
     except CourseError as error:
         click.echo(error.message, err=True)

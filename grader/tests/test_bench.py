@@ -119,7 +119,7 @@ def test_model_must_agree_with_mlx_lm(tmp_path: Path) -> None:
 def test_model_needs_weights(course: Toy) -> None:
     done = bench(course, "model", "--model", "nowhere")
     assert done.returncode == 2
-    assert "no config.json" in done.stderr
+    assert "There is no folder nowhere" in done.stderr
 
 
 def test_the_bar_of_the_model_is_on_both_parts() -> None:
