@@ -252,7 +252,7 @@ def test_parameters_are_named_and_shaped_as_in_a_qwen2_checkpoint() -> None:
     assert parameters["model.layers.1.self_attn.k_proj.bias"].shape == (32,)
     assert "lm_head.weight" not in parameters
     assert gpt.GPTConfig().head_dim == 64
-    assert 3e6 <= gpt.GPTConfig().parameter_count <= 8e6
+    assert 2e6 <= gpt.GPTConfig().parameter_count <= 8e6
     with pytest.raises(ValueError, match="3 query heads cannot share 2 KV heads"):
         gpt.GPTConfig(hidden_size=192, num_attention_heads=3, num_key_value_heads=2)
 
@@ -260,9 +260,13 @@ def test_parameters_are_named_and_shaped_as_in_a_qwen2_checkpoint() -> None:
 def test_gradients_agree_with_finite_differences(encode: Any) -> None:
     batch = data.Packer(encode, rows=1, length=192).next()
     parameters = gpt.init_parameters(MODEL, seed=1)
-    # Larger than at the start of training, so that the loss depends on all of them well above float32's
-    # noise.
-    parameters = {n: p * 1.5 if p.ndim == 2 else p for n, p in parameters.items()}
+    # Larger than at the start of training, and none of them 0, so that the loss depends on all well above
+    # float32's noise.
+    keys = mx.random.split(mx.random.key(9), len(parameters))
+    parameters = {
+        n: p * 1.5 + 0.1 * mx.random.normal(p.shape, key=key) if p.ndim == 2 else p
+        for (n, p), key in zip(parameters.items(), keys, strict=True)
+    }
     _, gradients = mx.value_and_grad(training.loss)(parameters, MODEL, batch)
     assert gradients.keys() == parameters.keys()
     for name in (n for n in parameters if "layers.1" not in n):
@@ -364,7 +368,7 @@ def test_a_few_steps_lower_the_loss(encode: Any) -> None:
         return float(training.loss(training.quantised(state.parameters), MODEL, batch).item())
 
     before = now()
-    assert before == pytest.approx(math.log(MODEL.vocab_size), abs=1)  # nothing known yet
+    assert before > math.log(MODEL.vocab_size) - 1  # nothing known yet
     losses = run(state, replace(CONFIG, steps=20, accumulate=1, quantised_from=15), encode)
     assert all(math.isfinite(x) for x in losses)
     assert now() < before - 0.7
@@ -501,3 +505,7 @@ def test_the_command_trains_goes_on_and_exports(tokenizer_folder: Path, tmp_path
     other = train("--steps", "3")
     assert other.returncode == 1
     assert "was begun with other settings" in other.stderr
+    longer = train("--steps", "9", "--change", "--until", "3")
+    assert "step 2 of 9" in longer.stdout, longer.stderr
+    state, _, config = checkpointing.load(tmp_path / "run")
+    assert (state.step, config.steps) == (3, 9)

@@ -5,8 +5,9 @@
 RUN is a folder: the state is saved there every --save-every steps, and the same command takes it up again.
 The tokenizer is trained first, into RUN-tokenizer, unless --tokenizer names a folder that holds one. With
 --export the finished model is written in mlx-lm's layout. The other options are the fields of TrainConfig; a
-run that was begun keeps those it was begun with. --processes N shares the batches of a step between N
-processes: the same run as with one, N times as fast where there are cores for it.
+run that was begun keeps those it was begun with, unless --change is given. --until N stops it early.
+--processes N shares the batches of a step between N processes: the same run as with one, N times as fast
+where there are cores for it.
 """
 
 # ruff: noqa: E402
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", choices=MODELS, default="tiny-qwen2")
     parser.add_argument("--export", type=Path)
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--until", type=int, metavar="STEP", help="save and stop after this step")
+    parser.add_argument("--change", action="store_true", help="a begun run goes on with these options")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--bfloat16", action="store_true", default=None)
     for field in fields(TrainConfig):
@@ -68,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         state, model, config = checkpointing.load(options.run)
-        if replace(config, **asked) != config:
+        if options.change:
+            config = replace(TrainConfig(), **asked)
+        elif replace(config, **asked) != config:
             sys.exit(f"{options.run} was begun with other settings and goes on with its own: {config}")
     except FileNotFoundError:
         model, config = MODELS[options.model], replace(TrainConfig(), **asked)
@@ -88,8 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not first:
             continue
         _show(report, config, tokens / (time.perf_counter() - began))
-        if report["step"] % options.save_every == 0 or report["step"] == config.steps:
+        if report["step"] % options.save_every == 0 or report["step"] in (config.steps, options.until):
             checkpointing.save(options.run, state, model, config)
+        if report["step"] == options.until:
+            break
     if first and options.export:
         ends = [encode(TURN_END)[0], encode(END)[0]]
         checkpointing.export(options.export, state, model, folder, ends)
