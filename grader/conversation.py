@@ -20,7 +20,7 @@ from .speaking import Ask, Began, Done, Loading, NotSpoken, Piece, Speaker, seco
 TRY = {
     SHIPPED: (
         "Tell me a story about Anna and a kite.",
-        "Nora has the blue drum. Finn likes plums. Question: Who has the blue drum?",
+        "The blue drum belongs to Nora. Finn likes plums. Question: What does Finn like?",
         "Write a short story about Leo and a boat.",
     )
 }
