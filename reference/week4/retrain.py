@@ -5,9 +5,9 @@
 MODEL is tiny-qwen2 or tiny-qwen2-draft; RUN is the folder of the run, OUT that of the exported model. After a
 stop the same command goes on. The tokenizer, the same for both, is trained first, into RUN-tokenizer.
 
-Each stage is one call of train.py with options of its own. tiny-qwen2 has three because the first two were found
-wanting: at that step size a batch of 900 tokens is too noisy. In 400 steps with twice the batch and half the
-step size its consistent stories went from 7 % to 69 % (2 and 20 of 29).
+Each stage is one call of train.py with options of its own. tiny-qwen2 has three because the first two were
+found wanting: at that step size a batch of 900 tokens is too noisy. In 600 steps with twice the batch and half
+the step size right answers went from 39 to 46 of 90, right tool calls from 5 to 8 of 8.
 """
 
 from __future__ import annotations
