@@ -33,7 +33,7 @@ TURN, TURN_END = "<|im_start|>", "<|im_end|>"
 SPLITS = ("train", "held-out")
 # So many training samples at the start are lists of notes alone. All kinds ask for copying a word from where
 # its neighbour stands, and notes ask for little else: a model learns it here in a fraction of the tokens.
-FIRST_NOTES = 10_000
+FIRST_NOTES = 6_000
 NOT_SAID = "The text does not say."
 
 TOOLS = {
@@ -302,12 +302,12 @@ def _about_story(rng: random.Random, split: str) -> tuple[str, Asked]:
 
 
 def _with_one_answer(rng: random.Random, events: list[stories.Told]) -> Asked:
-    """Up to four questions about the events; no other event answers them otherwise."""
+    """Up to eight questions about the events; no other event answers them otherwise."""
     answers: dict[str, set[str]] = {}
     for question, answer in _questions_of(events):
         answers.setdefault(question, set()).add(answer)
     clear = [(q, found.pop()) for q, found in answers.items() if len(found) == 1]
-    return rng.sample(clear, min(len(clear), rng.randint(1, 4)))
+    return rng.sample(clear, min(len(clear), rng.randint(1, 8)))
 
 
 def _questions_of(events: list[stories.Told]) -> Iterator[tuple[str, str]]:
@@ -321,7 +321,7 @@ def _questions_of(events: list[stories.Told]) -> Iterator[tuple[str, str]]:
 
 
 def _about_notes(rng: random.Random, split: str) -> tuple[str, Asked]:
-    """One to nine notes, and up to four questions. No two notes have a name, thing or place in common.
+    """One to nine notes, with questions about most of them. No two have a name, thing or place in common.
 
     Half the lists have one or two notes. In these copying can be learnt before finding.
     """
@@ -338,7 +338,7 @@ def _about_notes(rng: random.Random, split: str) -> tuple[str, Asked]:
     notes: list[str] = []
     taken: set[str] = set()
     count = rng.randint(1, 2) if rng.random() < 0.5 else rng.randint(3, 9)
-    questions = min(count, rng.randint(1, 4))
+    questions = rng.randint((count + 1) // 2, count)
     for number in range(count):
         form, question = rng.choice(NOTES)
         slots = draw()
