@@ -23,11 +23,10 @@ import numpy as np
 import pytest
 
 WEEK4 = "tinyllm.reference.week4"
-corpus, stories, data, gpt, training, checkpointing, quality, retrain, tokenizer, train, words = (
+corpus, stories, data, gpt, training, checkpointing, quality, tokenizer, words = (
     importlib.import_module(f"{WEEK4}.{name}")
     for name in (
-        *("corpus", "stories", "data", "gpt", "training", "checkpointing", "quality", "retrain", "tokenizer"),
-        *("train", "words"),
+        *("corpus", "stories", "data", "gpt", "training", "checkpointing", "quality", "tokenizer", "words"),
     )
 )
 
@@ -510,24 +509,3 @@ def test_the_command_trains_goes_on_and_exports(tokenizer_folder: Path, tmp_path
     assert "step 2 of 9" in longer.stdout, longer.stderr
     state, _, config = checkpointing.load(tmp_path / "run")
     assert (state.step, config.steps) == (3, 9)
-
-
-def test_retraining_goes_through_its_stages_and_on_where_it_stopped(
-    tokenizer_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    stages = (
-        retrain.Stage(2, ("--steps=5", "--rows=1")),
-        retrain.Stage(4, ("--steps=4", "--rows=2", "--learning-rate=1e-3")),
-    )
-    more = (f"--tokenizer={tokenizer_folder}",)
-    retrain.retrain("tiny-qwen2-draft", stages[:1], tmp_path / "run", tmp_path / "early", more)
-    assert checkpointing.load(tmp_path / "run")[0].step == 2
-    retrain.retrain("tiny-qwen2-draft", stages, tmp_path / "run", tmp_path / "model", more)
-    state, model, config = checkpointing.load(tmp_path / "run")
-    assert (state.step, config.steps, config.rows) == (4, 4, 2)
-    assert capfd.readouterr().out.count("million parameters") == 2  # the first stage was done
-    assert checkpointing.load_exported(tmp_path / "model")[1] == model
-    for name, kept in retrain.STAGES.items():
-        assert name in train.MODELS
-        assert [stage.until for stage in kept] == sorted({stage.until for stage in kept})
-        assert f"--steps={kept[-1].until}" in kept[-1].options
