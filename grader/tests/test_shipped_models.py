@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +64,18 @@ def test_mlx_lm_loads_it_and_generates(folder: Path) -> None:
         assert len(ids) < 200
 
 
-def test_it_does_about_what_the_card_says() -> None:
+def test_it_does_about_what_the_card_says(tmp_path: Path) -> None:
     """A sample, enough to see that weights, tokenizer and code still belong together."""
-    parameters, config = checkpointing.load_exported(MODEL)
-    words = tokenizer.load(MODEL)
-
-    def encode(text: str) -> list[int]:
-        return words.encode(text, add_special_tokens=False).ids
-
-    def decode(ids: list[int]) -> str:
-        return words.decode(ids, skip_special_tokens=False)
-
-    draft = checkpointing.load_exported(DRAFT)
-    scores = quality.measure(parameters, config, encode, decode, samples=60, draft=draft)
+    # In a process of its own: there a fast BLAS comes before MLX.
+    command = [sys.executable, "-P", "-m", f"{WEEK4}.quality", str(MODEL), "--draft", str(DRAFT)]
+    command += ["--samples", "60", "--json", str(tmp_path / "figures.json")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    scores = json.loads((tmp_path / "figures.json").read_text())["scores"]
     for kind in quality.BARS:
         told = measured()["scores"][kind]
-        assert scores[kind].asked >= 5, kind
-        assert abs(scores[kind].share - told["right"] / told["asked"]) < 0.35, (kind, scores[kind].faults)
+        assert scores[kind]["asked"] >= 5, kind
+        share = scores[kind]["right"] / scores[kind]["asked"]
+        assert abs(share - told["right"] / told["asked"]) < 0.35, ran.stdout
 
 
 def measured() -> dict[str, Any]:
