@@ -6,9 +6,12 @@ TEXT comes after a prompt that ends in a line break, in every precision, with a 
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -43,6 +46,13 @@ CONFIG: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
+
+
+def whole_mlx_lm() -> ModuleType:
+    """mlx_lm with its `load`, whatever ran before: mlx_lm_module leaves a package without it behind."""
+    if not hasattr(importlib.import_module("mlx_lm"), "load"):
+        del sys.modules["mlx_lm"]
+    return importlib.import_module("mlx_lm")
 
 
 def write(

@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from tinyllm.grader.tests import small_models
+
 WEEK4 = "tinyllm.reference.week4"
 checkpointing, corpus, curve, dequantised, gpt, quality, tokenizer = (
     importlib.import_module(f"{WEEK4}.{name}")
@@ -50,8 +52,7 @@ def test_both_have_the_same_tokenizer() -> None:
 
 @BOTH
 def test_mlx_lm_loads_it_and_generates(folder: Path) -> None:
-    import mlx_lm
-
+    mlx_lm = small_models.whole_mlx_lm()
     model, words = mlx_lm.load(str(folder))
     text = mlx_lm.generate(model, words, prompt=STORY, max_tokens=200)
     assert "Anna" in text

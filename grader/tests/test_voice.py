@@ -5,7 +5,6 @@ The voice runs in this process, on a real model; the process around it is test_s
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -29,10 +28,7 @@ TURN = [{"role": "user", "content": "Hello"}]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = small_models.write(tmp_path_factory.mktemp("models") / "small")
-    # mlx_lm_module leaves a package without mlx_lm.load behind; the real one serves both.
-    if not hasattr(sys.modules["mlx_lm"], "load"):
-        del sys.modules["mlx_lm"]
-        importlib.import_module("mlx_lm")
+    small_models.whole_mlx_lm()  # the voice takes the real one
     return folder
 
 

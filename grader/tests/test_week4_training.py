@@ -22,6 +22,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tinyllm.grader.tests import small_models
+
 WEEK4 = "tinyllm.reference.week4"
 corpus, stories, data, gpt, training, checkpointing, quality, tokenizer, words = (
     importlib.import_module(f"{WEEK4}.{name}")
@@ -432,7 +434,7 @@ def test_greedy_with_a_cache_and_padding_is_the_plain_argmax(encode: Any) -> Non
 def test_the_export_loads_in_mlx_lm_with_the_same_logits(
     tokenizer_folder: Path, encode: Any, tmp_path: Path
 ) -> None:
-    mlx_lm = pytest.importorskip("mlx_lm")
+    mlx_lm = small_models.whole_mlx_lm()
     state = training.State.fresh(MODEL, seed=6)
     run(state, replace(CONFIG, steps=2, accumulate=1), encode)  # biases and norms off their first values
     ends = [encode(corpus.TURN_END)[0], encode(corpus.END)[0]]
