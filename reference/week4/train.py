@@ -6,8 +6,8 @@ RUN is a folder: the state is saved there every --save-every steps, and the same
 The tokenizer is trained first, into RUN-tokenizer, unless --tokenizer names a folder that holds one. With
 --export the finished model is written in mlx-lm's layout. The other options are the fields of TrainConfig; a
 run that was begun keeps those it was begun with, unless --change is given. --until N stops it early.
---processes N shares the batches of a step between N processes: the same run as with one, N times as fast
-where there are cores for it.
+--processes N shares the batches of a step between N processes: the same run as with one, and on two
+cores two of them were 1.6 times as fast as one.
 """
 
 # ruff: noqa: E402
