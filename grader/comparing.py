@@ -207,14 +207,8 @@ class _Child:
                     self._take(chunk)
 
     def _take(self, chunk: bytes) -> None:
-        *lines, self.buffer = (self.buffer + chunk).split(b"\n")
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if not isinstance(event, dict) or event.get("token") != self.token:
-                continue
+        events, self.buffer = processes.events_in(self.buffer + chunk, self.token)
+        for event in events:
             if event["event"] == "stage":
                 self.stage = event["name"]
                 self.on_stage(self.stage)

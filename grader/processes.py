@@ -113,7 +113,8 @@ def ending(code: int | None, during: str) -> str:
     """How a child ended that had not signed off, as a sentence; `during` is "the check" or "the reply"."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        return f"The process was killed by a {SIGNALS.get(name, name)}."
+        told = SIGNALS.get(name, name)
+        return f"The process was killed by {'an' if told[0] in 'aeiou' else 'a'} {told}."
     return f"The process ended in the middle of {during} (exit code {code}): os._exit, or a C library."
 
 
