@@ -50,8 +50,8 @@ def generate_tokens_with_kv_cache(
 
     max_tokens is the largest number of tokens to generate, an EOS included; with 0 the model is not called.
 
-    The caller's list of tokens is only read, and a prompt without tokens raises ValueError, at the latest when
-    the first token or piece is asked for.
+    The caller's list of tokens is only read, and a prompt without tokens raises ValueError, at the latest
+    when the first token or piece is asked for.
     """
     if not tokens:
         raise ValueError("the prompt has no tokens, so there is no position to predict from")
@@ -80,8 +80,9 @@ def stream_generate_with_kv_cache(
 ) -> Iterator[str]:
     """The reply's text in pieces, as soon as there is something to show.
 
-    It yields what day 1.6's stream_generate yields, made of the tokens of generate_tokens_with_kv_cache: whole
-    characters in time, no empty piece, cut at the first stop string, and at the end what was held back.
+    It yields what day 1.6's stream_generate yields, made of the tokens of generate_tokens_with_kv_cache:
+    whole characters in time, no empty piece, cut at the first stop string, and at the end what was held
+    back.
 
     After a stop string the model is not called again.
 

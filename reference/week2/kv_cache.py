@@ -41,11 +41,12 @@ class TinyKvCache(Protocol):
     ) -> tuple[mx.array, mx.array, int, Mask]:
         """Store the keys and values of L new tokens and return those of all S tokens so far.
 
-        update_and_fetch takes key and value as N x H x L x D and returns (key, value, offset, mask): key and
-        value as N x H x S x D, oldest token first, in the dtype they came in, and the offset after the update.
+        update_and_fetch takes key and value as N x H x L x D and returns (key, value, offset, mask): key
+        and value as N x H x S x D, oldest token first, in the dtype they came in, and the offset after the
+        update.
 
-        The mask is returned as it was given; mask_length is for caches that make masks of their own, and these
-        two ignore it.
+        The mask is returned as it was given; mask_length is for caches that make masks of their own, and
+        these two ignore it.
 
         Arrays are only read: the caller's stay as they were, and what a call has returned keeps its values
         whatever comes later.

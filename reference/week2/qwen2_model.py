@@ -63,11 +63,11 @@ class CachedAttention:
     The new tokens stand at positions offset to offset + L - 1. Queries and keys are turned there, rope(x,
     slice), after q_norm and k_norm where there are these; values are not turned.
 
-    Each call updates the cache once, with keys and values as attention reads them: N x H x L x D, and the keys
-    normed and turned.
+    Each call updates the cache once, with keys and values as attention reads them: N x H x L x D, and the
+    keys normed and turned.
 
-    The result of attention(query, key, value, mask=mask), with the query N x H_q x L x D and with the key, the
-    value and the mask that the cache returned, goes through o_proj, heads side by side.
+    The result of attention(query, key, value, mask=mask), with the query N x H_q x L x D and with the key,
+    the value and the mask that the cache returned, goes through o_proj, heads side by side.
 
     The result has x's shape and x's dtype, and x is only read.
     """
@@ -85,7 +85,7 @@ class CachedAttention:
         k_norm: RMSNorm | None = None,
         attention: Attention = scaled_dot_product_attention_grouped,
     ) -> None:
-        """num_heads H_q; num_kv_heads H, which divides H_q; rope, q_norm and k_norm take N x L x heads x D."""
+        """num_heads H_q; num_kv_heads H, which divides H_q; rope and the norms take N x L x heads x D."""
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
@@ -142,9 +142,9 @@ class CachedBlock:
 class Qwen2ModelWeek2:
     """Qwen2 or Qwen3 with the weights of a model that mlx-lm loaded, run on new tokens alone.
 
-    A linear layer of the checkpoint is used as linear_of(layer) gives it, its embedding as embedding_of(layer)
-    does; every layer's attention is the one given. If args.tie_word_embeddings is true the head is the
-    embedding's as_linear, otherwise linear_of(mlx_model.lm_head).
+    A linear layer of the checkpoint is used as linear_of(layer) gives it, its embedding as
+    embedding_of(layer) does; every layer's attention is the one given. If args.tie_word_embeddings is true
+    the head is the embedding's as_linear, otherwise linear_of(mlx_model.lm_head).
 
     The configuration comes from mlx_model.args, as on day 1.5, and D from the rows of q_proj's weight. Each
     attention has q_norm and k_norm where the checkpoint has them, with eps rms_norm_eps.
