@@ -1,4 +1,4 @@
-"""Starting, watching and ending the grading child and everything it started."""
+"""Starting, watching and ending a child of the grader's and everything it started."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import contextlib
 import ctypes
 import json
 import os
+import re
+import secrets
+import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -153,3 +159,105 @@ class HeadAndTail:
     def text(self) -> str:
         middle = f"\n... {self.dropped} bytes left out ...\n" if self.dropped else ""
         return self.head.decode("utf-8", "replace") + middle + self.tail.decode("utf-8", "replace")
+
+
+class Child:
+    """One child, `python -P -m MODULE '<job as JSON>'`, that reports events and dies with this process.
+
+    The job is completed with what the child needs for that: `events` and `lifeline` (file descriptors),
+    `token`, which each event carries, and `stack_file`, for faulthandler.
+    """
+
+    def __init__(self, module: str, job: Mapping[str, Any], *, cwd: Path) -> None:
+        adopt_orphans()
+        self.token = secrets.token_hex(8)
+        self.prints = HeadAndTail()
+        self._folder = tempfile.TemporaryDirectory(prefix="tinyllm-")
+        self._stack_file = Path(self._folder.name) / "stacks"
+        self._events, events_end = os.pipe()
+        self._output, output_in = os.pipe()
+        lifeline_out, self._lifeline = os.pipe()
+        completed = {
+            **job,
+            "events": events_end,
+            "lifeline": lifeline_out,
+            "token": self.token,
+            "stack_file": str(self._stack_file),
+        }
+        self.process = start(
+            [sys.executable, "-P", "-m", module, json.dumps(completed)],
+            output=output_in,
+            pass_fds=(events_end, lifeline_out),
+            token=self.token,
+            cwd=str(cwd),
+        )
+        for fd in (events_end, output_in, lifeline_out):
+            os.close(fd)
+        self._buffer = b""
+        self._selector = selectors.DefaultSelector()
+        for fd in (self._events, self._output):
+            os.set_blocking(fd, False)
+            self._selector.register(fd, selectors.EVENT_READ)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def read(self, wait: float) -> list[dict[str, Any]]:
+        """The events that come within `wait` seconds, as soon as there are any; keeps what was printed."""
+        found: list[dict[str, Any]] = []
+        ready = {key.fd for key, _ in self._selector.select(wait)}
+        if self._output in ready:  # before the events: what was printed before one is in the pipe before it
+            self.prints.add(self._chunk(self._output))
+        if self._events in ready:
+            found, self._buffer = events_in(self._buffer + self._chunk(self._events), self.token)
+        return found
+
+    def rest(self) -> list[dict[str, Any]]:
+        """The events that are still in the pipe of a child that has ended, and the last of its prints."""
+        found: list[dict[str, Any]] = []
+        while self._selector.get_map() and self._selector.select(0):
+            found += self.read(0)
+        return found
+
+    def _chunk(self, fd: int) -> bytes:
+        try:
+            chunk = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return b""
+        if not chunk:
+            self._selector.unregister(fd)  # closed: it would read as ready for ever
+        return chunk
+
+    def line_in(self, tree: Path, *, ask: bool, patience: float = 0.5) -> tuple[Path, int, str] | None:
+        """File, line and function of `tree` that faulthandler has noted as running.
+
+        With `ask` the child is sent SIGUSR2 first, at which it notes it, from inside C code as well.
+        """
+        end = time.monotonic()
+        if ask and not self.ended:
+            self.process.send_signal(signal.SIGUSR2)
+            end += patience
+        while True:
+            for path, line, function in self._stack():
+                if path.is_relative_to(tree):
+                    return path, line, function
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.02)
+
+    def _stack(self) -> list[tuple[Path, int, str]]:
+        try:
+            text = self._stack_file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        frames = re.findall(r'File "(.+?)", line (\d+) in (\S+)', text)
+        return [(Path(path), int(line), function) for path, line, function in frames]
+
+    def end(self) -> None:
+        """Leave nothing running and nothing open."""
+        end_family(self.process, self.token)
+        self._selector.close()
+        for fd in (self._events, self._output, self._lifeline):
+            os.close(fd)
+        self._folder.cleanup()

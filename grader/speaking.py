@@ -20,14 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import processes
+from . import processes, unfinished
 from .catalog import Course, Day, Engine
 from .clone import Clone
 from .errors import CourseError, EnvironmentFault, UsageError
 from .models import Model
 from .processes import HeadAndTail
 from .report import Frame
-from .words import spans
 
 POLL_SECONDS = 0.1
 MEMORY_POLL_SECONDS = 0.5
@@ -343,7 +342,17 @@ class Speaker:
                 )
             case "unwritten":
                 self.end()
-                raise self._unwritten(event["day"], event["task"])
+                stub = event["day"], event["task"]
+                message, step = unfinished.not_written(
+                    self.clone,
+                    self.course,
+                    self.solution,
+                    self.borrow,
+                    self.engine.days,
+                    stub,
+                    beyond="with --temp above 0 ",
+                )
+                raise NotSpoken(message, next_step=step)
         self.end()
         inner = frames[-1].path.removeprefix(f"{self.solution}/") if frames else event["module"]
         day = self.course.day_of(event["module"] or inner)
@@ -357,34 +366,6 @@ class Speaker:
         if self.solution == "reference":
             return "That is the reference: please report it, with the output of `tinyllm-grade doctor`."
         return f"tinyllm-grade {day.name}   ({day.title})" if day else ""
-
-    def _unwritten(self, day_id: str, number: int) -> NotSpoken:
-        """For a stub that was reached. What else the engine needs and is a stub is named along with it."""
-        day = self.course.day(day_id)
-        title = next((t.title for t in day.tasks if t.id == number), day.title)
-        known = [d.id for d in self.course.days]
-        message = f"Day {day.id}, task {number} ({title}) is not written yet. "
-        message += f"This needs days {spans(self.engine.days, known)}"
-        message += f", and with --temp above 0 day {day.id}." if day.id not in self.engine.days else "."
-        others = [d.id for d in self._stubs() if d != day]
-        if others:
-            message += f" Unfinished too: {spans(others, known)}."
-        unfinished = [d for d in self.course.days if d == day or d.id in others]
-        lacking = [d for d in self.course.days if d in unfinished or d in self.borrow]
-        borrow = " ".join(f"--borrow {d.id}" for d in lacking)
-        other_way = f"{borrow}, or --solution reference" if len(lacking) < 5 else "--solution reference"
-        return NotSpoken(message, next_step=f"tinyllm-grade {unfinished[0].name}\nor for now: {other_way}")
-
-    def _stubs(self) -> list[Day]:
-        """The engine's days in whose modules, as the child imports them, a stub's own words still stand."""
-        found = []
-        for day in self.course.days:
-            if day.id in self.engine.days and day not in self.borrow:
-                files = [self.clone.tree(self.solution) / m for m in day.modules]
-                texts = [f.read_text(encoding="utf-8", errors="replace") for f in files if f.is_file()]
-                if any(f'NotImplementedError("day {day.id}, task' in t for t in texts):
-                    found.append(day)
-        return found
 
 
 def seconds_running() -> float:

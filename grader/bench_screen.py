@@ -1,0 +1,155 @@
+"""Prints a measurement: each figure as it is found, its bar, and at the end whether all bars are met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .benching import Count, CourseFault, Event, Note, NotMeasured, Race, Stage, Subject, exit_code
+from .figures import TIMES, Bar, Verdict, number, spread
+from .render import Screen
+
+NAME, FIGURE = 24, 22  # columns
+STYLE = {Verdict.MET: "green", Verdict.MISSED: "bold red", Verdict.NOISY: "yellow"}
+
+
+class BenchScreen:
+    """Follows one measurement on a Screen."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+        self._status: Any = None
+
+    def begin(self, subject: Subject, solution: str, borrowed: Sequence[str]) -> None:
+        title = subject.day.title if subject.day else subject.engine.title if subject.engine else ""
+        self.screen.line()
+        self.screen.line(f"bench {subject.name}  {title}", "bold")
+        about = "the reference alone" if solution == "reference" else f"{solution} beside reference"
+        if borrowed:
+            about += f", with {', '.join('day' + b for b in borrowed)} from the reference"
+        self.screen.paragraph(about, "dim")
+        if self.screen.console.is_terminal:
+            spinner = "dots" if self.screen.unicode else "line"
+            self._status = self.screen.console.status("starting", spinner=spinner)
+            self._status.start()
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Stage() if self._status is not None:
+                from rich.text import Text
+
+                self._status.update(Text(event.text[: self.screen.width - 4], no_wrap=True))
+            case Note():
+                self.screen.paragraph(event.text)
+            case Count():
+                self._count(event)
+            case Race():
+                self._race(event)
+
+    def _count(self, count: Count) -> None:
+        value = number(count.value) + ("%" if count.unit == "%" else f" {count.unit}" if count.unit else "")
+        self.screen.line()
+        self.screen.paragraph(f"{count.title}: {value}", "bold")
+        self._bars(count.bars)
+
+    def _race(self, race: Race) -> None:
+        screen = self.screen
+        screen.line()
+        screen.paragraph(f"{race.title}, in {race.unit}", "bold")
+        if race.differs:
+            screen.paragraph(race.differs, "bold red", indent=2)
+            screen.paragraph("So the times mean nothing, and none is shown.", indent=2)
+            return
+        rounds = max(len(lane.figures) for lane in race.lanes)
+        first = race.lanes[0].name
+        middle = "median (from, to)" if rounds > 1 else "one round"
+        ratio = f"{first}, times as fast" if len(race.lanes) > 1 else ""
+        screen.line(f"  {'':<{NAME}} {middle:<{FIGURE}} {ratio}".rstrip(), "dim")
+        for lane in race.lanes:
+            told = "" if lane.name == first else spread(race.ratios(first, lane.name))
+            screen.line(f"  {lane.name:<{NAME}} {spread(lane.figures):<{FIGURE}} {told}".rstrip())
+            if lane.remark:
+                screen.line(f"  {'':<{NAME}} ({lane.remark})", "dim")
+        if race.agreement:
+            screen.paragraph(f"{rounds} rounds. {race.agreement}", "dim", indent=2)
+        self._bars(race.bars)
+
+    def _bars(self, bars: Iterable[Bar]) -> None:
+        for bar in bars:
+            self.screen.paragraph(f"bar: {bar.says}: {bar.verdict.value}", STYLE[bar.verdict], indent=2)
+
+    def stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def printed(self, text: str) -> None:
+        if text.strip():
+            self.screen.line()
+            self.screen.printed(text, "dim")
+
+    def fault(self, fault: NotMeasured | CourseFault, solution: str) -> None:
+        """What ended the measurement, in about ten lines."""
+        screen = self.screen
+        screen.line()
+        screen.paragraph(fault.message, "red")
+        if isinstance(fault, NotMeasured):
+            screen.frames(fault.frames, "your line" if solution == "exercises" else "line")
+        elif fault.detail:
+            for line in fault.detail.rstrip().splitlines():
+                screen.line("    " + line, "dim")
+        if fault.next_step:
+            screen.labelled("next", fault.next_step, "bold")
+
+    def end(self, found: Sequence[Event]) -> None:
+        """The last line."""
+        bars = [b for e in found if isinstance(e, (Count, Race)) for b in e.bars]
+        differing = any(isinstance(e, Race) and e.differs for e in found)
+        self.screen.line()
+        if differing:
+            self.screen.paragraph("Results differ: see above.", "bold red")
+            return
+        if not bars:
+            self.screen.paragraph("No bar: figures to look at.", "dim")
+            return
+        met = sum(b.verdict is Verdict.MET for b in bars)
+        noisy = sum(b.verdict is Verdict.NOISY for b in bars)
+        text = f"{met} of {len(bars)} bar{'s' * (len(bars) != 1)} met"
+        if noisy:
+            text += f", {noisy} too noisy to judge: let the machine rest and run it again"
+        style = {0: "bold green", 1: "bold"}.get(exit_code(found), "bold yellow")
+        self.screen.paragraph(text, style)
+
+
+def as_json(
+    subject: Subject, solution: str, found: Sequence[Event], code: int, problem: str
+) -> dict[str, Any]:
+    """The figures for programs."""
+
+    def bars(event: Count | Race) -> list[dict[str, str]]:
+        return [{"bar": b.says, "verdict": b.verdict.value} for b in event.bars]
+
+    races, counts = [], []
+    for event in found:
+        if isinstance(event, Count):
+            told = {"title": event.title, "value": event.value, "unit": event.unit, "bars": bars(event)}
+            counts.append(told)
+        elif isinstance(event, Race):
+            lanes = [
+                {"name": x.name, "figures": list(x.figures), "median": x.median if x.figures else None}
+                | ({"remark": x.remark} if x.remark else {})
+                for x in event.lanes
+            ]
+            better = "less" if event.unit in TIMES else "more"
+            told = {"title": event.title, "unit": event.unit, "better": better, "contestants": lanes}
+            races.append({**told, "bars": bars(event), "differs": event.differs})
+    return {
+        "schema": 1,
+        "measured": subject.name,
+        "solution": solution,
+        "exit_code": code,
+        "error": problem,
+        "notes": [e.text for e in found if isinstance(e, Note)],
+        "counts": counts,
+        "races": races,
+    }
