@@ -1,7 +1,7 @@
 """What `bench` finds, as values, in the order in which it is found. The measuring itself runs in a child.
 
 The child (benching_child.py) dies with this process. What goes wrong in it is told in a sentence: a stub, an
-exception or a crash of the tree's code with its line, a fault of the course's own as such. Nothing here prints.
+exception or a crash of the tree's code with its line, a fault of the course's as such. Nothing here prints.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def script_of(day: Day) -> Path:
 
 
 def exit_code(found: Iterable[Event]) -> int:
-    """0: every bar is met, or there is none. 1: one is missed, or the learner's results differ. 3: too noisy, or
-    results of the course's own differ."""
+    """0: every bar is met, or there is none. 1: one is missed, or the learner's results differ. 3: too noisy,
+    or results of the course's own differ."""
     code = 0
     for event in found:
         if isinstance(event, Race) and event.differs:
@@ -268,6 +268,6 @@ class Measurement:
         return NotMeasured(how, next_step=step, frames=(frame,))
 
     def _line(self, *, ask: bool) -> str:
-        """ "exercises/week2/kv_cache.py:31 in update_and_fetch", or "" where none of the tree's is running."""
+        """ "exercises/week2/kv_cache.py:31 in update_and_fetch", or "" where no line of the tree's runs."""
         found = self.child.line_in(self.clone.tree(self.solution), ask=ask)
         return f"{self.clone.relative(found[0])}:{found[1]} in {found[2]}" if found else ""

@@ -2,8 +2,8 @@
 
     python -P -m tinyllm.grader.benching_child '<job as JSON>'
 
-Started by benching.py, which reads the events: "stage", "turn", "note", "count", "race" and "roofline" as they
-come, then "fault" or "done".
+Started by benching.py, which reads the events: "stage", "turn", "note", "count", "race" and "roofline" as
+they come, then "fault" or "done".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from tinyllm.kernels import blas
 
-from . import catalog, faults
+from . import catalog
 from .catalog import Course
 from .child import Emitter, die_with_parent
 from .clone import Clone
@@ -32,7 +32,7 @@ from .trees import Tree
 
 
 def main(job: Mapping[str, Any]) -> None:
-    """Run one job. Ends the process itself: a thread that the tree's code left running must not keep it alive."""
+    """Run one job. Ends the process itself: a thread that the tree's code left must not keep it alive."""
     die_with_parent(job["lifeline"])
     stacks = Path(job["stack_file"]).open("w")  # noqa: SIM115 - faulthandler writes to it to the end
     faulthandler.enable(file=stacks, all_threads=False)
@@ -95,8 +95,9 @@ def _module_of(file: Path) -> Any:
 
 def _told(error: BaseException, clone: Clone, mine: Tree, theirs: Tree) -> dict[str, Any]:
     """An exception as a fault: whose it is, what it says, and the lines of the tree that is measured."""
+    from . import faults
     from .frames import FrameRecorder
-    from .measuring import ImportFailed, Missing, NothingComputed, YOURS
+    from .measuring import YOURS, ImportFailed, Missing, NothingComputed
 
     shown = faults.shown_path(clone, mine)
     recorder = FrameRecorder(mine.owns, shown)

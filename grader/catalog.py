@@ -128,9 +128,9 @@ class Day:
         raise UsageError(f"{self.name} has no task {number}; its tasks are {have}.")
 
 
-# What [engines.bars] may hold. mlx_lm: in prefill and decode, at least so many times as fast as mlx-lm run the
-# same way. bandwidth_share: decoding, at least this share of what the memory's bandwidth allows, where the
-# weights are too large for caches.
+# What [engines.bars] may hold. mlx_lm: in prefill and decode, at least so many times as fast as mlx-lm run
+# the same way. bandwidth_share: decoding, at least this share of what the memory's bandwidth allows, where
+# the weights are too large for caches.
 ENGINE_BARS = ("mlx_lm", "bandwidth_share")
 
 

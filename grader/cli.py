@@ -389,7 +389,7 @@ def chat(system: str, **options: Any) -> None:
 @click.option(
     "--prompt", type=click.IntRange(min=1), help="model: tokens before those decoded (default: 128)."
 )
-@click.option("--tokens", type=click.IntRange(min=1), help="model: tokens to decode (default: 32).")
+@click.option("--tokens", type=click.IntRange(min=1), help="model: tokens to decode (32).")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -58,7 +58,7 @@ def read_bandwidth() -> Limit:
 
 
 def product_peak(blas: BlasState) -> Limit:
-    """Operations of a float32 matrix product, in FLOP/s: by the GPU, or by all processors and the BLAS in use."""
+    """FLOP/s of a float32 matrix product: by the GPU, or by all processors and the BLAS in use."""
     threads, restore = "", lambda: None
     if blas.in_use and not on_gpu():
         openblas = ctypes.CDLL(str(blas.path))

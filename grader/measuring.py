@@ -12,9 +12,10 @@ through: benching_child.py tells it with the line.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -237,7 +238,7 @@ class Bench:
         same: bool | float | None = None,
         bar: tuple[str, str, float] | Sequence[tuple[str, str, float]] | None = None,
     ) -> dict[str, float]:
-        """Time several ways of doing the same, in turns. Returns the median figure of each.
+        """Time several ways of doing the same, in turns. Returns the median figure of each (nan without one).
 
         contestants: name -> run, or (setup, run). run(*inputs) gives arrays (also nested, or in objects) or a
         number, which are evaluated inside the timed part. With a setup it is run(setup(*inputs)), and the
@@ -262,7 +263,7 @@ class Bench:
                 raise MisusedBench(f"{title}: the bar names {missing.pop()}, which does not take part")
         tolerance = None if same is None or same is False else (AGREE if same is True else float(same))
         found = self.run_race(title, lanes, unit, work, rounds, inputs, tolerance, triples)
-        return {lane.name: lane.median for lane in found.lanes}
+        return {lane.name: lane.median if lane.figures else math.nan for lane in found.lanes}
 
     def run_race(
         self,
@@ -290,11 +291,7 @@ class Bench:
         called = {name: name for name in names}
         if self.is_reference and YOURS in names:
             called[YOURS] = "" if REFERENCE in names else REFERENCE
-        chosen = [
-            Contestant(called[c.name], c.run, c.setup, c.work, c.remark)
-            for c in contestants
-            if called[c.name]
-        ]
+        chosen = [replace(c, name=called[c.name]) for c in contestants if called[c.name]]
         if not chosen:
             raise MisusedBench("a race has no contestants")
         # Of the reference alone, what is asked of yours is asked of the reference.
@@ -340,7 +337,7 @@ class _Race:
         return self._found()
 
     def _round(self, number: int) -> tuple[str, str] | None:
-        """A turn of each contestant, each the first one in its turn. What differs in their results, and whose."""
+        """A turn of each contestant, each in its turn the first. What differs in the results, and whose."""
         given = tuple(self.inputs(number))
         mx.eval(list(arrays_in(given)))
         racing = [c for c in self.contestants if number <= self.rounds[c.name] or self._goes_on(c)]
@@ -497,5 +494,7 @@ def _difference(got: list[Any], right: list[Any], tolerance: Any) -> str:
         apart = mx.max(mx.abs(wide - exact)).item()
         limit = _tolerance(tolerance, b.dtype)
         if not apart <= limit * largest:  # also when it is nan
-            return f"up to {apart:.2g} away, where the largest element is {largest:.2g} and {limit:.0e} of it may be"
+            return (
+                f"up to {apart:.2g} away, and the largest element is {largest:.2g}; {limit:.0e} of it may be"
+            )
     return ""

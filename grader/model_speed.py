@@ -1,8 +1,8 @@
 """A whole model's speed, as an engine of the course runs it: what `tinyllm-grade bench model` measures.
 
-The tree's model, the reference's and mlx-lm's read the same drawn ids with the same weights, in turns: prompts
-of two lengths, then single tokens after a prompt. mlx-lm is run as the engine is: with a cache where the
-engine has one, with all tokens so far where it has none. Runs in the measuring child.
+The tree's model, the reference's and mlx-lm's read the same drawn ids with the same weights, in turns:
+prompts of two lengths, then single tokens after a prompt. mlx-lm is run as the engine is: with a cache where
+the engine has one, with all tokens so far where it has none. Runs in the measuring child.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Speed:
         for runner in self.runners:
             self.bench.stage(f"first tokens: {runner.name}")
             logits, seconds = self._timed(runner, 1)
-            if seconds < TURN_SECONDS:  # else the weights are not what took so long
+            if seconds < LONGEST_PREFILL:  # the first time may be spent on the weights
                 _, seconds = self._timed(runner, 1)
             runner.token_seconds = runner.read_seconds = seconds
             if FEW_TOKENS * seconds < LONGEST_PREFILL:  # many rows may cost far less than one by one
@@ -271,23 +271,26 @@ class Speed:
         """What the machine's memory allows, and the share of it that each reaches."""
         bench, traffic = self.bench, self.traffic
         needed = traffic.decode_bytes(keys)
+        told = (
+            f"Each token reads {size(traffic.weight_bytes)} of weights as they are stored and "
+            f"{size(keys * traffic.cache_bytes)} of keys and values."
+        )
+        self._add_points("decode", race, traffic.decode_operations(keys), needed)
+        if traffic.weight_bytes < CACHES_HOLD:
+            bench.note(f"{told} A processor's caches may hold that, so memory sets no limit here.")
+            return
         limit = bench.read_bandwidth / needed
         bench.note(
-            f"Each token reads {size(traffic.weight_bytes)} of weights as they are stored and "
-            f"{size(keys * traffic.cache_bytes)} of keys and values. This machine reads "
-            f"{size(bench.read_bandwidth)}/s ({bench.bandwidth.how}), so at most {limit:.3g} tokens/s."
+            f"{told} This machine reads {size(bench.read_bandwidth)}/s ({bench.bandwidth.how}), so no more "
+            f"than {limit:.3g} tokens/s."
         )
-        shares = [
-            f"{lane.name} {spread([100 * f / limit for f in lane.figures])}%"
-            for lane in race.lanes
-            if lane.figures
-        ]
-        bench.note(f"Share of that limit, decoding: {'; '.join(shares)}")
+        lanes = [lane for lane in race.lanes if lane.figures]
+        shares = "; ".join(f"{x.name} {spread([100 * f / limit for f in x.figures])}%" for x in lanes)
+        bench.note(f"Share of that limit: {shares}")
         least = self.engine.bars.get("bandwidth_share")
-        if least is not None and traffic.weight_bytes > CACHES_HOLD:
+        if least is not None:
             own = race.lanes[0]
             bench.share(f"share of the limit, {own.name}", own.figures, limit, at_least=least)
-        self._add_points("decode", race, traffic.decode_operations(keys), needed)
 
     def _add_points(self, part: str, race: Race, operations: float, moved: float) -> None:
         """For the picture: operations and bytes are those of one token."""

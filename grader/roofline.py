@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 720, 460
-LEFT, RIGHT, TOP, BOTTOM = 72, 24, 34, 92  # margins
+WIDTH, HEIGHT = 860, 460
+LEFT, RIGHT, TOP, BOTTOM = 72, 176, 34, 92  # margins; the legend stands at the right
 COLOURS = ("#1f6feb", "#d1570a", "#2da44e", "#8250df", "#bf3989")
 INK, FAINT, ROOF = "#57606a", "#d0d7de", "#24292f"
 MARK = 5  # half a mark's width
@@ -115,13 +115,14 @@ class _Picture:
         return _sign(self.x(point.intensity), self.y(point.per_second), colour, shape, inner)
 
     def _legend(self, names: list[str], shapes: list[str]) -> Iterator[str]:
-        line = TOP + 18
+        left, line = WIDTH - RIGHT + 16, TOP + 12
         for number, name in enumerate(names):
-            yield _text(LEFT + 12, line, escape(name), "start", COLOURS[number % len(COLOURS)])
+            yield _text(left, line, escape(name), "start", COLOURS[number % len(COLOURS)])
             line += 16
+        line += 8
         for number, part in enumerate(shapes):
-            yield _sign(LEFT + 17, line - 4, INK, number, "")
-            yield _text(LEFT + 30, line, escape(part), "start")
+            yield _sign(left + 6, line - 4, INK, number, "")
+            yield _text(left + 20, line, escape(part), "start")
             line += 16
 
 
@@ -135,7 +136,8 @@ def _sign(x: float, y: float, colour: str, shape: int, inner: str) -> str:
         f"M{x:.1f} {y - m:.1f}l{m} {m}l{-m} {m}l{-m} {-m}z",
     )
     path = forms[shape % len(forms)]
-    return f'<path d="{path}" fill="{colour}" fill-opacity="0.25" stroke="{colour}" stroke-width="2">{inner}</path>'
+    look = f'fill="{colour}" fill-opacity="0.25" stroke="{colour}" stroke-width="2"'
+    return f'<path d="{path}" {look}>{inner}</path>'
 
 
 def _decades(low: float, high: float) -> Iterator[float]:
