@@ -32,11 +32,26 @@ def generate_tokens_with_kv_cache(
     sampler: Sampler | None = None,
     max_tokens: int = 256,
 ) -> Iterator[int]:
-    """The reply's token ids, one at a time: those of day 1.6's generate_tokens.
+    """The reply's token ids, one at a time: those of day 1.6's generate_tokens, for less work.
 
-    Args:
-        model: called with (1, L) integer ids, the tokens its caches hold, and the caches.
-        tokens, eos_token_ids, sampler, max_tokens: as generate_tokens takes them.
+    Every token goes through the model exactly once. Prefill: one call with all of the prompt but its last
+    token (none if there is only one). Decode: a call with that last token, and then one with each token of
+    the reply that another is to follow.
+
+    Each call is model(inputs, offset, cache): inputs an integer array (1, L), and offset the number of tokens
+    that have gone through before.
+
+    The logits of the prefill call are never computed, only what the caches hold.
+
+    Each reply has caches of its own, which one call of model.create_kv_cache() makes.
+
+    Every token comes from next_token with the sampler given, and is yielded before the model is called for
+    the next one. Any id in eos_token_ids ends the reply and is not part of it.
+
+    max_tokens is the largest number of tokens to generate, an EOS included; with 0 the model is not called.
+
+    The caller's list of tokens is only read, and a prompt without tokens raises ValueError, at the latest
+    when the first token or piece is asked for.
     """
     if not tokens:
         raise ValueError("the prompt has no tokens, so there is no position to predict from")
@@ -44,8 +59,8 @@ def generate_tokens_with_kv_cache(
         return
     cache = model.create_kv_cache()
     *before, newest = tokens
-    if before:  # prefill
-        # Nobody asks for these logits, so MLX never computes them: a row of V numbers for each token.
+    if before:
+        # MLX computes what is asked for. Nobody asks for these logits, a row of V numbers for each token.
         model(mx.array(before)[None], 0, cache)
         mx.eval([layer.state for layer in cache])
     for offset in range(len(before), len(before) + max_tokens):
@@ -64,6 +79,12 @@ def stream_generate_with_kv_cache(
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """The reply's text in pieces, as soon as there is something to show.
+
+    It yields what day 1.6's stream_generate yields, made of the tokens of generate_tokens_with_kv_cache:
+    whole characters in time, no empty piece, cut at the first stop string, and at the end what was held
+    back.
+
+    After a stop string the model is not called again.
 
     Args:
         model: as generate_tokens_with_kv_cache takes it.
@@ -91,6 +112,9 @@ def simple_generate_with_kv_cache(
     max_tokens: int = 256,
 ) -> str:
     """The model's reply to a prompt.
+
+    The result is the text of stream_generate_with_kv_cache without stop strings, in one piece: what
+    simple_generate returns for the same model without a cache. Nothing is printed.
 
     Args: as stream_generate_with_kv_cache takes them.
     """

@@ -18,33 +18,52 @@ Mask = mx.array | str | None  # as attention takes it
 
 
 class TinyKvCache(Protocol):
-    """The keys and values of one layer, for all tokens so far.
+    """The keys and values of one layer, for all tokens so far: what every cache of the course offers.
 
-    A model calls update_and_fetch once for each layer and step, with what is new. Whoever drives the model
+    A model calls update_and_fetch once for each layer and call, with what is new. Whoever drives the model
     reads `offset`, takes tokens back with rewind, and has `state` computed where nothing else asks for it.
+
+    Each cache is on its own: two of them share nothing.
     """
 
     @property
     def offset(self) -> int:
-        """The number of tokens stored."""
+        """`offset` is the number of tokens stored: 0 at first, and L more after every update."""
 
     @property
     def state(self) -> list[mx.array]:
-        """The arrays that hold what is stored, for mx.eval; [] before the first update."""
+        """`state` lists the two arrays that hold what is stored, key and value; it is [] before the first
+        update. mx.eval(cache.state) computes them.
+        """
 
     def update_and_fetch(
         self, key: mx.array, value: mx.array, mask_length: int | None = None, mask: Mask = None
     ) -> tuple[mx.array, mx.array, int, Mask]:
-        """Store L new tokens, N x H x L x D; return all S tokens so far, the offset after it, and a mask."""
+        """Store the keys and values of L new tokens and return those of all S tokens so far.
+
+        update_and_fetch takes key and value as N x H x L x D and returns (key, value, offset, mask): key
+        and value as N x H x S x D, oldest token first, in the dtype they came in, and the offset after the
+        update.
+
+        The mask is returned as it was given; mask_length is for caches that make masks of their own, and
+        these two ignore it.
+
+        Arrays are only read: the caller's stay as they were, and what a call has returned keeps its values
+        whatever comes later.
+        """
 
     def rewind(self, n: int) -> None:
-        """Forget the last n tokens."""
+        """Take tokens back.
+
+        rewind(n) forgets the last n tokens, their keys and their values, so that the next update comes after
+        those that are left; 0 <= n <= offset, and any other n raises ValueError and changes nothing.
+        """
 
 
 class TinyKvFullCache:
     """The plainest cache: what is new is joined to the end of what is there.
 
-    Args and results of the methods are those of TinyKvCache.
+    It does what TinyKvCache says. Its `state` holds exactly the S tokens stored.
     """
 
     def __init__(self) -> None:
@@ -80,13 +99,17 @@ class TinyKvFullCache:
 class TinyKvStepCache:
     """A cache with room ahead: new tokens are written where they belong, and what is stored stays in place.
 
-    Args and results of the methods are those of TinyKvCache.
+    It does what TinyKvCache says. The arrays of its `state` are N x H x room x D, where room is the smallest
+    multiple of `step` that all tokens have fitted into so far; it grows when it must and never shrinks.
+
+    While there is room an update copies nothing that is stored: MLX allocates space for the new tokens at
+    most, as long as nobody holds on to what an earlier call returned.
     """
 
     def __init__(self, step: int = 256) -> None:
-        """step: the room grows by multiples of it, in tokens."""
+        """step: the room is a multiple of it, in tokens."""
         self.step = step
-        self.key: mx.array | None = None  # (N, H, capacity, D), of which the first `offset` tokens count
+        self.key: mx.array | None = None  # (N, H, room, D), of which the first `offset` tokens count
         self.value: mx.array | None = None
         self.offset = 0
 
@@ -99,8 +122,8 @@ class TinyKvStepCache:
     ) -> tuple[mx.array, mx.array, int, Mask]:
         start = self.offset
         end = start + key.shape[2]
-        self.key = self._room(self.key, key, end)
-        self.value = self._room(self.value, value, end)
+        self.key = self._with_room(self.key, key, end)
+        self.value = self._with_room(self.value, value, end)
         # MLX writes in place if nobody else holds the buffer, and into a copy of all of it otherwise.
         self.key[:, :, start:end] = key
         self.value[:, :, start:end] = value
@@ -113,13 +136,13 @@ class TinyKvStepCache:
             raise ValueError(f"cannot take back {n} of {self.offset} tokens")
         self.offset -= n  # the next update writes over them
 
-    def _room(self, stored: mx.array | None, new: mx.array, end: int) -> mx.array:
+    def _with_room(self, stored: mx.array | None, new: mx.array, end: int) -> mx.array:
         """`stored`, or a larger array that begins with its tokens, with room for `end` of them."""
         if stored is not None and end <= stored.shape[2]:
             return stored
         N, H, _, D = new.shape
-        capacity = -(-end // self.step) * self.step  # rounded up
-        larger = mx.zeros((N, H, capacity, D), new.dtype)
+        room = -(-end // self.step) * self.step  # rounded up
+        larger = mx.zeros((N, H, room, D), new.dtype)
         if stored is not None:
             larger[:, :, : self.offset] = stored[:, :, : self.offset]
         return larger

@@ -5,7 +5,7 @@ checkpoint becomes, what its embedding becomes, and the attention. Day 2.2 passe
 weights packed, day 2.4 an attention that never holds the scores; this file stays as it is.
 
 Letters: N batch, L new tokens, S tokens so far, E hidden size, V vocabulary size, H_q query heads, H
-key/value heads, D head dim.
+key/value heads, D head dim. `N..` is zero or more leading axes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..week1.qwen2_model import Embedding, dequantize_linear
 from ..week1.rope import RoPE
 from .kv_cache import Mask, TinyKvCache, TinyKvStepCache
 
-Linear = Callable[[mx.array], mx.array]  # (N.., in) -> (N.., out)
+Linear = Callable[[mx.array], mx.array]  # (N.., in) -> (N.., out), of the same dtype
 Attention = Callable[..., mx.array]  # with the arguments of scaled_dot_product_attention_grouped
 
 
@@ -55,7 +55,23 @@ def dense_embedding(mlx_layer: Any) -> TokenEmbedding:
 
 
 class CachedAttention:
-    """The attention layer of Qwen2 and Qwen3, over the new tokens and all that are in a cache."""
+    """The attention layer of Qwen2 and Qwen3, for L new tokens behind those that a cache holds.
+
+    q_proj, k_proj, v_proj and o_proj are functions from N x L x in to N x L x out, with whatever bias they
+    have inside.
+
+    The new tokens stand at positions offset to offset + L - 1. Queries and keys are turned there, rope(x,
+    slice), after q_norm and k_norm where there are these; values are not turned.
+
+    Each call updates the cache once, with keys and values as attention reads them: N x H x L x D, and the
+    keys normed and turned. The update is cache.update_and_fetch(key, value, mask_length=L, mask=mask), with
+    the mask that the layer was given.
+
+    The result of attention(query, key, value, mask=mask), with the query N x H_q x L x D and with the key,
+    the value and the mask that the cache returned, goes through o_proj, heads side by side.
+
+    The result has x's shape and x's dtype, and x is only read.
+    """
 
     def __init__(
         self,
@@ -70,7 +86,7 @@ class CachedAttention:
         k_norm: RMSNorm | None = None,
         attention: Attention = scaled_dot_product_attention_grouped,
     ) -> None:
-        """num_heads H_q; num_kv_heads H, which divides H_q; rope is called with slices."""
+        """num_heads H_q; num_kv_heads H, which divides H_q; rope and the norms take N x L x heads x D."""
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
@@ -79,7 +95,7 @@ class CachedAttention:
         self.attention = attention
 
     def __call__(self, x: mx.array, offset: int, cache: TinyKvCache, mask: Mask = None) -> mx.array:
-        """x: (N, L, E), the new tokens, at positions offset to offset + L - 1; same shape and dtype back."""
+        """x: (N, L, E), the new tokens; offset: tokens in the cache before the call; mask: for the cache."""
         N, L, _ = x.shape
         query = self.q_proj(x).reshape(N, L, self.num_heads, -1)
         key = self.k_proj(x).reshape(N, L, self.num_kv_heads, -1)
@@ -125,7 +141,25 @@ class CachedBlock:
 
 
 class Qwen2ModelWeek2:
-    """Qwen2 or Qwen3 with the weights of a model that mlx-lm loaded, and a cache for each layer."""
+    """Qwen2 or Qwen3 with the weights of a model that mlx-lm loaded, run on new tokens alone.
+
+    A linear layer of the checkpoint is used as linear_of(layer) gives it, its embedding as
+    embedding_of(layer) does; every layer's attention is the one given. If args.tie_word_embeddings is true
+    the head is the embedding's as_linear, otherwise linear_of(mlx_model.lm_head).
+
+    The configuration comes from mlx_model.args, as on day 1.5, and D from the rows of q_proj's weight. Each
+    attention has q_norm and k_norm where the checkpoint has them, with eps rms_norm_eps.
+
+    model(inputs, offset, cache) maps the ids of L new tokens, N x L, to their logits, N x L x V, in the
+    checkpoint's dtype. offset is the number of tokens that each cache holds before the call, and layer i
+    uses cache[i].
+
+    A new token sees itself and everything before it, in the cache too: the mask is "causal", or None for
+    L = 1.
+
+    create_kv_cache() gives a list of new, empty caches, one a layer; num_hidden_layers is their number. The
+    model itself keeps nothing from one call to the next.
+    """
 
     def __init__(
         self,
@@ -178,15 +212,11 @@ class Qwen2ModelWeek2:
         return len(self.layers)
 
     def create_kv_cache(self) -> list[TinyKvCache]:
-        """A new, empty cache for each layer."""
         return [TinyKvStepCache() for _ in self.layers]
 
     def __call__(self, inputs: mx.array, offset: int, cache: Sequence[TinyKvCache]) -> mx.array:
-        """inputs: the ids of the new tokens, integers (N, L); returns their logits, (N, L, V).
-
-        offset: how many tokens each of the caches, one a layer, holds before the call.
-        """
-        # subtle: a single new token may see everything. "causal" aligns to the end of S, so it fits any S.
+        """inputs: integers (N, L); returns (N, L, V). Positions stay below max_position_embeddings."""
+        # subtle: "causal" is aligned to the end of S, so one word fits a prompt and a chunk behind others.
         mask = None if inputs.shape[1] == 1 else "causal"
         h = self.embed_tokens(inputs)  # (N, L, E)
         for layer, layer_cache in zip(self.layers, cache, strict=True):
