@@ -21,16 +21,16 @@ from tinyllm.kernels.blas import BlasState
 
 from . import loading, machine
 from .catalog import Engine
-from .errors import EnvironmentFault
+from .errors import EnvironmentFault, UsageError
 from .figures import Race, size, spread
 from .measuring import AGREE, REFERENCE, YOURS, Bench, Contestant, Emit, Missing
 from .roofline import Point, Roofline
 
 MLX_LM, PLAIN = "mlx-lm", "mlx-lm, dense weights"  # dense: unpacked once, as week 1's model holds them
 TURN_SECONDS = 4.0  # a contestant that takes longer for a turn of decoding gets fewer tokens
-LONGEST_PREFILL = 40.0  # seconds; one that would take longer is not timed
+LONGEST_PREFILL = 60.0  # seconds; one that would take longer is not timed
 LONGEST_SETUP = 10.0  # seconds to fill a cache before each turn; one that takes longer begins with one token
-FEW_TOKENS = 16
+FEW_TOKENS = 32
 CACHES_HOLD = 100_000_000  # bytes; with fewer weights than that, memory is not what limits decoding
 DENSE_MARGIN = 1.3  # of the unpacked weights, that a dense model takes while it is made
 
@@ -189,11 +189,11 @@ class Speed:
             self.bench.stage(f"first tokens: {runner.name}")
             logits, seconds = self._timed(runner, 1)
             if seconds < LONGEST_PREFILL:  # the first time may be spent on the weights
-                _, seconds = self._timed(runner, 1)
+                seconds = min(self._timed(runner, 1)[1] for _ in range(3 if seconds < TURN_SECONDS else 1))
             runner.token_seconds = runner.read_seconds = seconds
-            if FEW_TOKENS * seconds < LONGEST_PREFILL:  # many rows may cost far less than one by one
-                _, few = self._timed(runner, min(FEW_TOKENS, self._longest()))
-                runner.read_seconds = few / min(FEW_TOKENS, self._longest())
+            few = min(FEW_TOKENS, self._longest())
+            if few * seconds < LONGEST_PREFILL:  # many rows may cost far less than one by one
+                runner.read_seconds = self._timed(runner, few)[1] / few
             self.dtype = str(logits.dtype).rpartition(".")[2]
 
     def _timed(self, runner: Runner, length: int) -> tuple[mx.array, float]:
@@ -233,13 +233,18 @@ class Speed:
             AGREE,
             self._bars(able),
         )
-        self._add_points(
-            f"prefill {length}", race, self.traffic.prefill_operations(length) / length,
-            self.traffic.prefill_bytes(length) / length,
-        )  # fmt: skip
+        for runner, lane in zip(able, race.lanes, strict=True):
+            if lane.figures:
+                runner.read_seconds = (
+                    1 / lane.median
+                )  # a better guess for the next length than a few tokens gave
+        operations, moved = self.traffic.prefill_operations(length), self.traffic.prefill_bytes(length)
+        self._add_points(f"prefill {length}", race, operations / length, moved / length)
 
     def _decode(self, prompt: int, tokens: int) -> None:
         prompt = min(prompt, self._longest() - tokens)
+        if prompt < 1:
+            raise UsageError(f"--tokens {tokens}: this model takes at most {self._longest()}.")
         contestants, starts = [], set()
         for runner in self.runners:
             reading = prompt * runner.read_seconds
