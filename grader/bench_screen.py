@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .benching import Count, CourseFault, Event, Note, NotMeasured, Race, Stage, Subject, exit_code
-from .figures import TIMES, Bar, Verdict, number, spread
+from .benching import CourseFault, Event, Note, NotMeasured, Stage, Subject, exit_code
+from .figures import TIMES, Bar, Count, Limits, Race, Verdict, number, size, spread
 from .render import Screen
 
 NAME, FIGURE = 24, 22  # columns
@@ -45,6 +45,8 @@ class BenchScreen:
                 self._count(event)
             case Race():
                 self._race(event)
+            case Limits():
+                self._limits(event)
 
     def _count(self, count: Count) -> None:
         value = number(count.value) + ("%" if count.unit == "%" else f" {count.unit}" if count.unit else "")
@@ -73,6 +75,22 @@ class BenchScreen:
         if race.agreement:
             screen.paragraph(f"{rounds} rounds. {race.agreement}", "dim", indent=2)
         self._bars(race.bars)
+
+    def _limits(self, limits: Limits) -> None:
+        told = (
+            f"Each token reads {size(limits.weight_bytes)} of weights as they are stored and "
+            f"{size(limits.cache_bytes)} of keys and values."
+        )
+        if not limits.bandwidth:
+            told += " A processor's caches may hold that, so memory sets no limit here."
+        else:
+            told += (
+                f" This machine reads {size(limits.bandwidth)}/s ({limits.how}), so at most "
+                f"{number(limits.per_second)} tokens/s. Share of that:"
+            )
+        self.screen.paragraph(told, indent=2)
+        for lane in limits.lanes:
+            self.screen.line(f"  {lane.name:<{NAME}} {spread(lane.figures)} %")
 
     def _bars(self, bars: Iterable[Bar]) -> None:
         for bar in bars:
@@ -129,20 +147,30 @@ def as_json(
     def bars(event: Count | Race) -> list[dict[str, str]]:
         return [{"bar": b.says, "verdict": b.verdict.value} for b in event.bars]
 
-    races, counts = [], []
+    def lanes(event: Race | Limits) -> list[dict[str, Any]]:
+        return [
+            {"name": x.name, "figures": list(x.figures), "median": x.median if x.figures else None}
+            | ({"remark": x.remark} if x.remark else {})
+            for x in event.lanes
+        ]
+
+    races, counts, limits = [], [], None
     for event in found:
         if isinstance(event, Count):
             told = {"title": event.title, "value": event.value, "unit": event.unit, "bars": bars(event)}
             counts.append(told)
         elif isinstance(event, Race):
-            lanes = [
-                {"name": x.name, "figures": list(x.figures), "median": x.median if x.figures else None}
-                | ({"remark": x.remark} if x.remark else {})
-                for x in event.lanes
-            ]
             better = "less" if event.unit in TIMES else "more"
-            told = {"title": event.title, "unit": event.unit, "better": better, "contestants": lanes}
+            told = {"title": event.title, "unit": event.unit, "better": better, "contestants": lanes(event)}
             races.append({**told, "bars": bars(event), "differs": event.differs})
+        elif isinstance(event, Limits):
+            limits = {
+                "weight_bytes": event.weight_bytes,
+                "cache_bytes": event.cache_bytes,
+                "bytes_per_second": event.bandwidth or None,
+                "tokens_per_second": event.per_second or None,
+                "percent": lanes(event),
+            }
     return {
         "schema": 1,
         "measured": subject.name,
@@ -152,4 +180,5 @@ def as_json(
         "notes": [e.text for e in found if isinstance(e, Note)],
         "counts": counts,
         "races": races,
+        "limits": limits,
     }

@@ -17,7 +17,7 @@ from . import processes, unfinished
 from .catalog import Course, Day, Engine
 from .clone import Clone
 from .errors import CourseError, EnvironmentFault, UsageError
-from .figures import Count, Race, Verdict
+from .figures import Count, Limits, Race, Verdict
 from .report import Frame
 from .roofline import Roofline
 
@@ -56,7 +56,7 @@ class Note:
     text: str
 
 
-Event = Stage | Note | Count | Race | Roofline
+Event = Stage | Note | Count | Race | Limits | Roofline
 
 
 class NotMeasured(CourseError):
@@ -213,6 +213,8 @@ class Measurement:
                 yield Count.read(told)
             case "race":
                 yield Race.read(told)
+            case "limits":
+                yield Limits.read(told)
             case "roofline":
                 yield Roofline.read(told)
             case "done":

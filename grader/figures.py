@@ -96,7 +96,7 @@ class Race:
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Race:
-        lanes = tuple(Lane(x["name"], tuple(x["figures"]), x["remark"]) for x in data["lanes"])
+        lanes = lanes_of(data["lanes"])
         return cls(**{**data, "lanes": lanes, "bars": tuple(Bar.read(b) for b in data["bars"])})
 
     def ratios(self, one: str, other: str) -> tuple[float, ...]:
@@ -104,6 +104,30 @@ class Race:
         figures = {lane.name: lane.figures for lane in self.lanes}
         pairs = zip(figures[one], figures[other], strict=False)
         return tuple(b / a if self.unit in TIMES else a / b for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What memory allows a decoding model, and how near each contestant comes."""
+
+    weight_bytes: int  # that each token reads, as they are stored
+    cache_bytes: float  # of the keys and values before it
+    bandwidth: float  # bytes/s; 0 where caches may hold the weights, so that memory sets no limit
+    how: str = ""  # the bandwidth was measured
+    lanes: tuple[Lane, ...] = ()  # in percent of the limit
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Limits:
+        return cls(**{**data, "lanes": lanes_of(data["lanes"])})
+
+    @property
+    def per_second(self) -> float:
+        """Tokens/s that memory allows; 0 where it sets no limit."""
+        return self.bandwidth / (self.weight_bytes + self.cache_bytes)
+
+
+def lanes_of(data: Sequence[Mapping[str, Any]]) -> tuple[Lane, ...]:
+    return tuple(Lane(x["name"], tuple(x["figures"]), x["remark"]) for x in data)
 
 
 def figure(work: float, seconds: float, unit: str) -> float:

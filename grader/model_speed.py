@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tinyllm.kernels.blas import BlasState
 from . import loading, machine
 from .catalog import Engine
 from .errors import EnvironmentFault, UsageError
-from .figures import Race, size, spread
+from .figures import Limits, Race, size
 from .measuring import AGREE, REFERENCE, YOURS, Bench, Contestant, Emit, Missing
 from .roofline import Point, Roofline
 
@@ -274,28 +274,23 @@ class Speed:
 
     def _limits(self, race: Race, keys: float) -> None:
         """What the machine's memory allows, and the share of it that each reaches."""
-        bench, traffic = self.bench, self.traffic
-        needed = traffic.decode_bytes(keys)
-        told = (
-            f"Each token reads {size(traffic.weight_bytes)} of weights as they are stored and "
-            f"{size(keys * traffic.cache_bytes)} of keys and values."
-        )
-        self._add_points("decode", race, traffic.decode_operations(keys), needed)
-        if traffic.weight_bytes < CACHES_HOLD:
-            bench.note(f"{told} A processor's caches may hold that, so memory sets no limit here.")
+        needed = self.traffic.decode_bytes(keys)
+        self._add_points("decode", race, self.traffic.decode_operations(keys), needed)
+        weights, cached = self.traffic.weight_bytes, keys * self.traffic.cache_bytes
+        if weights < CACHES_HOLD:
+            self.emit("limits", asdict(Limits(weights, cached, 0.0)))
             return
-        limit = bench.read_bandwidth / needed
-        bench.note(
-            f"{told} This machine reads {size(bench.read_bandwidth)}/s ({bench.bandwidth.how}), so no more "
-            f"than {limit:.3g} tokens/s."
-        )
-        lanes = [lane for lane in race.lanes if lane.figures]
-        shares = "; ".join(f"{x.name} {spread([100 * f / limit for f in x.figures])}%" for x in lanes)
-        bench.note(f"Share of that limit: {shares}")
+        bandwidth = self.bench.bandwidth
+        limit = bandwidth.per_second / needed
+        shares = [
+            replace(x, figures=tuple(100 * f / limit for f in x.figures)) for x in race.lanes if x.figures
+        ]
+        found = Limits(weights, cached, bandwidth.per_second, bandwidth.how, tuple(shares))
+        self.emit("limits", asdict(found))
         least = self.engine.bars.get("bandwidth_share")
-        if least is not None:
-            own = race.lanes[0]
-            bench.share(f"share of the limit, {own.name}", own.figures, limit, at_least=least)
+        own = race.lanes[0]
+        if least is not None and own.figures:
+            self.bench.share(f"share of the limit, {own.name}", own.figures, limit, at_least=least)
 
     def _add_points(self, part: str, race: Race, operations: float, moved: float) -> None:
         """For the picture: operations and bytes are those of one token."""

@@ -191,6 +191,7 @@ def test_a_model_beside_the_reference_and_mlx_lm(real: Toy) -> None:
     for name in ("yours", "reference", "mlx-lm", "mlx-lm, dense weights"):
         assert len(re.findall(rf"^  {name} +[\d.,]+", done.stdout, re.M)) == 2
     assert "Each token reads 1.54 MB of weights as they are stored" in out
+    assert "so memory sets no limit here." in out
     assert "bar: yours at least 1 times as fast as mlx-lm" in out
     assert "yours, prefill 6: " in "".join(ElementTree.parse(picture).getroot().itertext())
 
