@@ -65,7 +65,7 @@ def load(
     """The module built from the `*.cpp` files in `folder`; `overlays` ({"axpby.cpp": file}) replaces some.
 
     With `only`, file names, the other files are left out: whether they compile does not matter, and what is
-    theirs raises when it is used. Builds the module when that has not been done before. One process can load
+    theirs raises when it is used. So does what is of files that the folder never had. Builds the module when that has not been done before. One process can load
     one state of a tree's kernels. Raises DoesNotCompile, or BuildFault when compiler, CMake or MLX's headers
     are at fault.
     """
@@ -113,9 +113,9 @@ def read_sources(
 ) -> dict[str, str]:
     """The kernels' sources by file name: overlays in place, and stand-ins for what is left out."""
     files = {p.name: p for p in folder.glob("*.cpp")} | dict(overlays or {})
-    if only is not None:
-        stand_ins = {p.name: p for p in ABSENT.iterdir() if p.name not in only}
-        files = {name: file for name, file in files.items() if name in only} | stand_ins
+    wanted = files.keys() if only is None else only
+    stand_ins = {p.name: p for p in ABSENT.iterdir() if p.name not in wanted}
+    files = {name: file for name, file in files.items() if name in wanted} | stand_ins
     return {name: Path(file).read_text(encoding="utf-8") for name, file in files.items()}
 
 
