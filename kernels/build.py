@@ -65,9 +65,9 @@ def load(
     """The module built from the `*.cpp` files in `folder`; `overlays` ({"axpby.cpp": file}) replaces some.
 
     With `only`, file names, the other files are left out: whether they compile does not matter, and what is
-    theirs raises when it is used. So does what is of files that the folder never had. Builds the module when that has not been done before. One process can load
-    one state of a tree's kernels. Raises DoesNotCompile, or BuildFault when compiler, CMake or MLX's headers
-    are at fault.
+    theirs raises when it is used. So does what is of files that the folder never had. Builds the module when
+    that has not been done before. One process can load one state of a tree's kernels. Raises DoesNotCompile,
+    or BuildFault when compiler, CMake or MLX's headers are at fault.
     """
     built = build(folder, overlays, only)
     try:
