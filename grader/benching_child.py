@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +24,11 @@ from typing import Any
 from tinyllm.kernels import blas
 
 from . import catalog
-from .catalog import Course
+from .catalog import KERNELS, Course, Day
 from .child import Emitter, die_with_parent
 from .clone import Clone
 from .errors import CourseError, UsageError
+from .report import Frame
 from .trees import Tree
 
 
@@ -71,6 +72,9 @@ def _measure(
     from .measuring import Bench
 
     day = course.day(job["day"]) if job["day"] else None
+    days = [day] if day else [course.day(d) for d in course.engine(job["engine"]).days]
+    for tree in dict.fromkeys((mine, theirs)):
+        _build_kernels(course, tree, days, emit)
     bench = Bench(clone, mine, theirs, emit, day=day, rounds=job["rounds"])
     emit("stage", {"name": "measuring"})
     if day is not None:
@@ -79,6 +83,26 @@ def _measure(
     from .model_speed import Speed
 
     Speed(bench, course.engine(job["engine"]), state, job["model"], emit).measure()
+
+
+def _build_kernels(course: Course, tree: Tree, days: Sequence[Day], emit: Emitter) -> None:
+    """Compile the kernels that the days' code runs before anything is timed. Raises NoKernels."""
+    from tinyllm.kernels import build
+
+    from .measuring import NoKernels
+
+    files = course.kernels(days)
+    kernels = tree.kernels(files)
+    modules = {m for day in days for d in course.foundation(day) for m in d.modules if m.endswith(".py")}
+    paths = [tree.path_of(m) for m in modules]
+    own = any(m.endswith(".cpp") for day in days for m in day.modules)
+    if not files or not (own or any(b"tinyllm.kernels" in p.read_bytes() for p in paths if p.is_file())):
+        return  # where one is used all the same it is compiled then
+    emit("stage", {"name": "compiling the kernels (about 15 s the first time)"})
+    try:
+        kernels.load()
+    except (build.BuildFault, build.DoesNotCompile) as error:
+        raise NoKernels(tree, error) from error
 
 
 def _module_of(file: Path) -> Any:
@@ -113,6 +137,8 @@ def _told(error: BaseException, clone: Clone, mine: Tree, theirs: Tree) -> dict[
         frames = [asdict(f) for f in faults.ends(found.frames)]
         told |= {"summary": found.summary, "module": found.missing or error.module, "frames": frames}
         return {**told, "kind": "code" if tree is mine else "course"}
+    if unbuilt := _unbuilt(error, clone, mine):
+        return {**told, **unbuilt}
     if isinstance(error, Missing):
         file = clone.relative(error.tree.path_of(error.module))
         kind = "code" if error.tree is mine else "course"
@@ -127,6 +153,32 @@ def _told(error: BaseException, clone: Clone, mine: Tree, theirs: Tree) -> dict[
     summary = faults.in_words(error)
     told |= {"summary": summary, "frames": [asdict(f) for f in faults.ends(frames)]}
     return {**told, "kind": "code" if _raised_in(mine, error.__traceback__, theirs) else "course"}
+
+
+def _unbuilt(error: BaseException, clone: Clone, mine: Tree) -> dict[str, Any] | None:
+    """The fault of an exception that says why there are no kernels."""
+    from tinyllm.kernels import build
+
+    from .measuring import NoKernels
+
+    tree = mine
+    if isinstance(error, NoKernels):
+        tree, error = error.tree, error.why
+    if isinstance(error, build.BuildFault):
+        step = "tinyllm-grade doctor"
+        summary = f"The kernels cannot be built here: {error}"
+        return {"kind": "machine", "summary": summary, "next_step": step}
+    if not isinstance(error, build.DoesNotCompile):
+        return None
+    complaint = error.complaint
+    module = KERNELS + complaint.file
+    path = tree.path_of(module)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    source = lines[complaint.line - 1].strip() if 0 < complaint.line <= len(lines) else ""
+    frame = Frame(path=clone.relative(path), line=complaint.line, function="", source=source)
+    summary = f"{clone.relative(path)} does not compile: {complaint.message}"
+    kind = "code" if tree is mine else "course"
+    return {"kind": kind, "summary": summary, "module": module, "frames": [asdict(frame)]}
 
 
 def _raised_in(mine: Tree, trace: TracebackType | None, theirs: Tree) -> bool:

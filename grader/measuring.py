@@ -23,6 +23,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from tinyllm.kernels import native
+
 from . import loading, machine, models, random_weights
 from .catalog import Day
 from .clone import Clone
@@ -62,8 +64,17 @@ class ImportFailed(Exception):
         self.error = error
 
 
+class NoKernels(Exception):
+    """The kernels of a tree could not be built; `why` is what kernels.build raised."""
+
+    def __init__(self, tree: Tree, why: Exception) -> None:
+        super().__init__(str(why))
+        self.tree = tree
+        self.why = why
+
+
 class Names:
-    """The names of a day's Python modules in one tree, imported when first asked for."""
+    """The names of a day's modules in one tree, kernels among them, imported when first asked for."""
 
     def __init__(self, tree: Tree, day: Day) -> None:
         self._tree = tree
@@ -73,6 +84,8 @@ class Names:
         if name.startswith("__"):
             raise AttributeError(name)
         listed = [s.module for t in self._day.tasks for s in t.symbols if s.name.split(".")[0] == name]
+        if any(m.endswith(".cpp") for m in listed):
+            return getattr(native.of(f"{self._tree.package}.kernels"), name)
         modules = list(dict.fromkeys([*listed, *self._day.modules]))
         modules = [m for m in modules if m.endswith(".py")]
         for module in modules:
