@@ -132,7 +132,7 @@ class BenchScreen:
             return
         met = sum(b.verdict is Verdict.MET for b in bars)
         noisy = sum(b.verdict is Verdict.NOISY for b in bars)
-        text = f"{met} of {len(bars)} bar{'s' * (len(bars) != 1)} met"
+        text = f"{met} of {len(bars)} bars met"
         if noisy:
             text += f", {noisy} too noisy to judge: let the machine rest and run it again"
         style = {0: "bold green", 1: "bold"}.get(exit_code(found), "bold yellow")

@@ -259,6 +259,8 @@ class Speed:
             contestants.append(_decoding(runner, start, steps, " ".join(less)))
         if not contestants:
             return
+        bounded = self.traffic.weight_bytes > CACHES_HOLD
+        before = [machine.read_bandwidth()] if bounded else []  # and once more after it
         how = "" if self.cached else ", each from all tokens so far"
         race = self.bench.run_race(
             f"decode, {tokens} tokens after {prompt}{how}",
@@ -270,17 +272,17 @@ class Speed:
             AGREE if len(starts) == 1 else None,
             self._bars([r for r in self.runners if r.name in {c.name for c in contestants}]),
         )
-        self._limits(race, prompt + tokens / 2)
+        self._limits(race, prompt + tokens / 2, before)
 
-    def _limits(self, race: Race, keys: float) -> None:
+    def _limits(self, race: Race, keys: float, bandwidths: Sequence[machine.Limit]) -> None:
         """What the machine's memory allows, and the share of it that each reaches."""
         needed = self.traffic.decode_bytes(keys)
         self._add_points("decode", race, self.traffic.decode_operations(keys), needed)
         weights, cached = self.traffic.weight_bytes, keys * self.traffic.cache_bytes
-        if weights < CACHES_HOLD:
+        if not bandwidths:
             self.emit("limits", asdict(Limits(weights, cached, 0.0)))
             return
-        bandwidth = self.bench.bandwidth
+        bandwidth = max(*bandwidths, self.bench.bandwidth, key=lambda b: b.per_second)
         limit = bandwidth.per_second / needed
         shares = [
             replace(x, figures=tuple(100 * f / limit for f in x.figures)) for x in race.lanes if x.figures
