@@ -3,34 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .benching import CourseFault, Event, Note, NotMeasured, Stage, Subject, exit_code
+from . import roofline
+from .benching import CourseFault, Event, Interrupted, Measurement, Note, NotMeasured, Stage, exit_code
+from .errors import EnvironmentFault
 from .figures import TIMES, Bar, Count, Limits, Race, Verdict, number, size, spread
 from .render import Screen
+from .roofline import Roofline
 
 NAME, FIGURE = 24, 22  # columns
 STYLE = {Verdict.MET: "green", Verdict.MISSED: "bold red", Verdict.NOISY: "yellow"}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one measurement came to. `problem` is why it ended before its end."""
+
+    found: Sequence[Event]
+    exit_code: int
+    problem: str = ""
+
+
+def follow(measurement: Measurement, screen: Screen | None, plot: Path | None) -> Measured:
+    """Follow a measurement to its end; print what it finds, where there is a screen. `plot` is for a picture.
+
+    Raises UsageError and EnvironmentFault; a CourseFault is printed, as a fault of the tree's is.
+    """
+    shown = BenchScreen(screen, measurement) if screen is not None else None
+    found: list[Event] = []
+    try:
+        for event in measurement.events():
+            found.append(event)
+            if shown is not None:
+                shown.show(event)
+            if isinstance(event, Roofline) and plot is not None:
+                _write(plot, roofline.draw(event))
+        measured = Measured(found, exit_code(found))
+    except Interrupted as stopped:
+        line = f", at {stopped.where}" if stopped.where else ""
+        measured = Measured(found, 130, f"stopped by Ctrl-C{line}")
+        if shown is not None:
+            shown.stopped(measured.problem)
+    except (NotMeasured, CourseFault) as fault:
+        measured = Measured(found, fault.exit_code, fault.message)
+        if shown is not None:
+            shown.fault(fault)
+    else:
+        if shown is not None:
+            shown.end(found)
+    finally:
+        if shown is not None:
+            shown.quiet()
+    return measured
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentFault(f"{file} cannot be written: {error.strerror or error}") from None
+
+
 class BenchScreen:
-    """Follows one measurement on a Screen."""
+    """One measurement on a Screen."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, measurement: Measurement) -> None:
         self.screen = screen
+        self.measurement = measurement
         self._status: Any = None
-
-    def begin(self, subject: Subject, solution: str, borrowed: Sequence[str]) -> None:
+        subject, solution = measurement.subject, measurement.solution
         title = subject.day.title if subject.day else subject.engine.title if subject.engine else ""
-        self.screen.line()
-        self.screen.line(f"bench {subject.name}  {title}", "bold")
+        screen.line()
+        screen.line(f"bench {subject.name}  {title}", "bold")
         about = "the reference alone" if solution == "reference" else f"{solution} beside reference"
-        if borrowed:
-            about += f", with {', '.join('day' + b for b in borrowed)} from the reference"
-        self.screen.paragraph(about, "dim")
-        if self.screen.console.is_terminal:
-            spinner = "dots" if self.screen.unicode else "line"
-            self._status = self.screen.console.status("starting", spinner=spinner)
+        if measurement.borrow:
+            days = ", ".join(d.name for d in measurement.borrow)
+            about += f", with {days} from the reference"
+        screen.paragraph(about, "dim")
+        if screen.console.is_terminal:
+            spinner = "dots" if screen.unicode else "line"
+            self._status = screen.console.status("starting", spinner=spinner)
             self._status.start()
 
     def show(self, event: Event) -> None:
@@ -96,23 +151,30 @@ class BenchScreen:
         for bar in bars:
             self.screen.paragraph(f"bar: {bar.says}: {bar.verdict.value}", STYLE[bar.verdict], indent=2)
 
-    def stop(self) -> None:
+    def quiet(self) -> None:
+        """Nothing is waited for any longer."""
         if self._status is not None:
             self._status.stop()
             self._status = None
 
-    def printed(self, text: str) -> None:
-        if text.strip():
-            self.screen.line()
-            self.screen.printed(text, "dim")
+    def stopped(self, why: str) -> None:
+        self.quiet()
+        self.screen.paragraph(why, "bold yellow")
 
-    def fault(self, fault: NotMeasured | CourseFault, solution: str) -> None:
+    def _printed(self) -> None:
+        self.quiet()
+        if self.measurement.prints.strip():
+            self.screen.line()
+            self.screen.printed(self.measurement.prints, "dim")
+
+    def fault(self, fault: NotMeasured | CourseFault) -> None:
         """What ended the measurement, in about ten lines."""
+        self._printed()
         screen = self.screen
         screen.line()
         screen.paragraph(fault.message, "red")
         if isinstance(fault, NotMeasured):
-            screen.frames(fault.frames, "your line" if solution == "exercises" else "line")
+            screen.frames(fault.frames, "your line" if self.measurement.solution == "exercises" else "line")
         elif fault.detail:
             for line in fault.detail.rstrip().splitlines():
                 screen.line("    " + line, "dim")
@@ -121,6 +183,7 @@ class BenchScreen:
 
     def end(self, found: Sequence[Event]) -> None:
         """The last line."""
+        self._printed()
         bars = [b for e in found if isinstance(e, (Count, Race)) for b in e.bars]
         differing = any(isinstance(e, Race) and e.differs for e in found)
         self.screen.line()
@@ -139,9 +202,7 @@ class BenchScreen:
         self.screen.paragraph(text, style)
 
 
-def as_json(
-    subject: Subject, solution: str, found: Sequence[Event], code: int, problem: str
-) -> dict[str, Any]:
+def as_json(name: str, solution: str, measured: Measured) -> dict[str, Any]:
     """The figures for programs."""
 
     def bars(event: Count | Race) -> list[dict[str, str]]:
@@ -155,7 +216,7 @@ def as_json(
         ]
 
     races, counts, limits = [], [], None
-    for event in found:
+    for event in measured.found:
         if isinstance(event, Count):
             told = {"title": event.title, "value": event.value, "unit": event.unit, "bars": bars(event)}
             counts.append(told)
@@ -173,11 +234,11 @@ def as_json(
             }
     return {
         "schema": 1,
-        "measured": subject.name,
+        "measured": name,
         "solution": solution,
-        "exit_code": code,
-        "error": problem,
-        "notes": [e.text for e in found if isinstance(e, Note)],
+        "exit_code": measured.exit_code,
+        "error": measured.problem,
+        "notes": [e.text for e in measured.found if isinstance(e, Note)],
         "counts": counts,
         "races": races,
         "limits": limits,

@@ -121,7 +121,7 @@ def _told(error: BaseException, clone: Clone, mine: Tree, theirs: Tree) -> dict[
     """An exception as a fault: whose it is, what it says, and the lines of the tree that is measured."""
     from . import faults
     from .frames import FrameRecorder
-    from .measuring import YOURS, ImportFailed, Missing, NothingComputed
+    from .measuring import YOURS, ImportFailed, Missing, Unfit
 
     shown = faults.shown_path(clone, mine)
     recorder = FrameRecorder(mine.owns, shown)
@@ -143,9 +143,9 @@ def _told(error: BaseException, clone: Clone, mine: Tree, theirs: Tree) -> dict[
         file = clone.relative(error.tree.path_of(error.module))
         kind = "code" if error.tree is mine else "course"
         return {**told, "kind": kind, "summary": f"{file} {error}", "module": error.module}
-    if isinstance(error, NothingComputed):
+    if isinstance(error, Unfit):
         kind = "code" if error.name == YOURS or mine is theirs else "course"
-        return {**told, "kind": kind, "summary": f"{error}."}
+        return {**told, "kind": kind, "summary": str(error)}
     frames = recorder.of_traceback(error.__traceback__)
     # A C++ kernel's stub is raised where its result is needed, which may be in the tree's code or not.
     if stub := faults.unwritten(error, () if isinstance(error, RuntimeError) else frames):

@@ -411,61 +411,34 @@ def bench(
     DAY makes the measurement that ends its lesson. model reads prompts and decodes with the days' code beside
     the reference and mlx-lm, in turns, and sets that beside what the machine's memory allows.
     """
-    from . import benching, roofline
-    from .bench_screen import BenchScreen
-    from .bench_screen import as_json as figures_as_json
+    from . import bench_screen, benching
 
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise UsageError(f"--plot {plot}: the folder {plot.parent} does not exist.")
-    context = Context()
-    if what.strip().lower() == "model":
-        subject = _model_to_measure(context, solution, rounds, plot is not None, **options)
-    else:
-        given = [name for name, value in {**options, "plot": plot}.items() if value]
-        if given:
-            name = given[0].removesuffix("_name").removesuffix("_id")
-            raise UsageError(f"--{name} goes with bench model, not with a day.")
-        subject = benching.Subject(day=benching.day_to_measure(context.course, what))
-    borrowed = _borrowed(context, borrow, ())
-    screen = None if as_json else BenchScreen(context.screen)
-    found: list[benching.Event] = []
-    problem = ""
-    with benching.Measurement(
-        context.clone, context.course, subject, solution=solution, borrow=borrowed, rounds=rounds
-    ) as measurement:
-        try:
-            if screen is not None:
-                screen.begin(subject, solution, [d.id for d in borrowed])
-            for event in measurement.events():
-                found.append(event)
-                if screen is not None:
-                    screen.show(event)
-                if isinstance(event, roofline.Roofline) and plot is not None:
-                    plot.write_text(roofline.draw(event), encoding="utf-8")
-            code = benching.exit_code(found)
-        except benching.Interrupted as stopped:
-            line = f", at {stopped.where}" if stopped.where else ""
-            code, problem = 130, f"stopped by Ctrl-C{line}"
-            if screen is not None:
-                screen.stop()
-                context.screen.paragraph(problem, "bold yellow")
-        except (benching.NotMeasured, benching.CourseFault) as fault:
-            code, problem = fault.exit_code, fault.message
-            if screen is not None:
-                screen.stop()
-                screen.printed(measurement.prints)
-                screen.fault(fault, solution)
+    name = what.strip().lower()
+    try:
+        if plot is not None and not plot.absolute().parent.is_dir():
+            raise UsageError(f"--plot {plot}: the folder {plot.parent} does not exist.")
+        context = Context()
+        if name == "model":
+            subject = _model_to_measure(context, solution, rounds, plot is not None, **options)
         else:
-            if screen is not None:
-                screen.stop()
-                screen.printed(measurement.prints)
-                screen.end(found)
-        finally:
-            if screen is not None:
-                screen.stop()
+            given = [option for option, value in {**options, "plot": plot}.items() if value]
+            if given:
+                option = given[0].removesuffix("_name").removesuffix("_id")
+                raise UsageError(f"--{option} goes with bench model, not with a day.")
+            subject = benching.Subject(day=benching.day_to_measure(context.course, what))
+        name = subject.name
+        borrowed = _borrowed(context, borrow, ())
+        with benching.Measurement(
+            context.clone, context.course, subject, solution=solution, borrow=borrowed, rounds=rounds
+        ) as measurement:
+            measured = bench_screen.follow(measurement, None if as_json else context.screen, plot)
+    except CourseError as error:
+        if not as_json:
+            raise
+        measured = bench_screen.Measured((), error.exit_code, error.message)
     if as_json:
-        click.echo(json.dumps(figures_as_json(subject, solution, found, code, problem), indent=2))
-    sys.exit(code)
+        click.echo(json.dumps(bench_screen.as_json(name, solution, measured), indent=2))
+    sys.exit(measured.exit_code)
 
 
 def _model_to_measure(

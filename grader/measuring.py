@@ -64,6 +64,14 @@ class ImportFailed(Exception):
         self.error = error
 
 
+class Unfit(Exception):
+    """What a contestant gave cannot be timed or compared; the message begins with its name."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name} {what}")
+        self.name = name
+
+
 class NoKernels(Exception):
     """The kernels of a tree could not be built; `why` is what kernels.build raised."""
 
@@ -393,7 +401,7 @@ class _Race:
         if not arrays:
             if isinstance(result, (bool, int, float)):
                 return seconds, [mx.array(result)]
-            raise NothingComputed(contestant.name, result)
+            raise Unfit(contestant.name, f"gave {kind_of(result)}: there is nothing to time.")
         return seconds, arrays
 
     # ---- what came out
@@ -457,13 +465,9 @@ class _Race:
         return None
 
 
-class NothingComputed(Exception):
-    """A contestant gave nothing whose computation could be timed."""
-
-    def __init__(self, name: str, result: object) -> None:
-        kind = "None" if result is None else f"an object of type {type(result).__name__} without arrays"
-        super().__init__(f"{name} gave {kind}: there is nothing to time")
-        self.name = name
+def kind_of(result: object) -> str:
+    """What a result without arrays is, in words."""
+    return "None" if result is None else f"an object of type {type(result).__name__} without arrays"
 
 
 def arrays_in(value: Any, depth: int = NESTING) -> Iterator[mx.array]:

@@ -23,7 +23,7 @@ from . import loading, machine
 from .catalog import Engine
 from .errors import EnvironmentFault, UsageError
 from .figures import Limits, Race, size
-from .measuring import AGREE, REFERENCE, YOURS, Bench, Contestant, Emit, Missing
+from .measuring import AGREE, REFERENCE, YOURS, Bench, Contestant, Emit, Missing, Unfit, kind_of
 from .roofline import Point, Roofline
 
 MLX_LM, PLAIN = "mlx-lm", "mlx-lm, dense weights"  # dense: unpacked once, as week 1's model holds them
@@ -72,16 +72,20 @@ class Runner:
 
     def begin(self, ids: Ids) -> tuple[mx.array, Any]:
         """Read the first tokens: their logits, and what `step` goes on from."""
-        if self.make_cache is None:
-            return self.model(ids), None
-        cache = self.make_cache()
-        return self._call(ids, 0, cache), cache
+        cache = self.make_cache() if self.make_cache is not None else None
+        return self._logits(ids, 0, cache), cache
 
     def step(self, ids: Ids, offset: int, cache: Any) -> mx.array:
         """The logits after one more token. ids: all tokens so far, that one included."""
-        if self.make_cache is None:
-            return self.model(ids)
-        return self._call(ids[:, offset:], offset, cache)
+        return self._logits(ids if self.make_cache is None else ids[:, offset:], offset, cache)
+
+    def _logits(self, ids: Ids, offset: int, cache: Any) -> mx.array:
+        logits = self.model(ids) if self.make_cache is None else self._call(ids, offset, cache)
+        if not isinstance(logits, mx.array):
+            raise Unfit(self.name, f"gave {kind_of(logits)}, not logits.")
+        if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+            raise Unfit(self.name, f"gave logits {logits.shape} for ids {ids.shape}.")
+        return logits
 
     def _call(self, ids: Ids, offset: int, cache: Any) -> mx.array:
         return self.model(ids, offset, cache)

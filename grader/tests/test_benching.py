@@ -145,6 +145,10 @@ def test_a_day_without_a_measurement(course: Toy) -> None:
     done = course.grade("bench", "day1.1", "--tokens", "3")
     assert done.returncode == 2
     assert "--tokens goes with bench model, not with a day." in done.stderr
+    done = course.grade("bench", "day1.2", "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["exit_code"]) == (2, 2)
+    assert told["error"].startswith("day1.2 has no measurement")
 
 
 def test_ctrl_c_says_the_line(course: Toy) -> None:

@@ -19,7 +19,7 @@ from tinyllm.grader.catalog import Engine, Symbol
 from tinyllm.grader.clone import Clone
 from tinyllm.grader.errors import EnvironmentFault, UsageError
 from tinyllm.grader.figures import Race, Verdict
-from tinyllm.grader.measuring import Bench, MisusedBench, NothingComputed, arrays_in
+from tinyllm.grader.measuring import Bench, MisusedBench, Unfit, arrays_in
 from tinyllm.grader.model_speed import Speed
 from tinyllm.grader.tests import passes
 from tinyllm.grader.trees import Tree
@@ -197,7 +197,7 @@ def test_of_the_reference_only_the_reference_runs(reference: Bench, heard: Heard
 
 
 def test_nothing_computed_is_nothing_to_time(bench: Bench) -> None:
-    with pytest.raises(NothingComputed, match="yours gave None: there is nothing to time"):
+    with pytest.raises(Unfit, match="yours gave None: there is nothing to time"):
         bench.race("r", {"yours": lambda: None})
     assert bench.race("r", {"yours": lambda: 7}, rounds=1)["yours"] > 0  # a number has been computed
 
@@ -329,6 +329,13 @@ def test_what_the_model_or_the_machine_cannot_hold_is_refused(
         speed(reference, heard, tiny, against="none", tokens=64, prefill=(65,), plot=False).measure()
     monkeypatch.setattr(model_speed, "DENSE_MARGIN", 1e12)
     with pytest.raises(EnvironmentFault, match="The model of reference may need"):
+        speed(reference, heard, tiny).measure()
+
+
+def test_logits_must_be_logits(reference: Bench, heard: Heard, tiny: Path) -> None:
+    file = reference.mine.folder / "week1/model.py"
+    file.write_text(CACHED.replace(":, -inputs.shape[1]:", ":, -1"))
+    with pytest.raises(measuring.Unfit, match=r"reference gave logits \(1, 128\) for ids \(1, 1\)"):
         speed(reference, heard, tiny).measure()
 
 
