@@ -205,8 +205,9 @@ class Measurement:
                 yield Stage(told["name"])
             case "turn":
                 self.stage = f"{told['race']}: {told['name']}"
-                turn = f"round {told['round']} of {told['rounds']}" if told["round"] else "warming up"
-                yield Stage(f"{told['race']}, {turn}: {told['name']}")
+                number, asked = told["round"], told["rounds"]
+                turn = f"round {number}" + (f" of {asked}" if number <= asked else "")
+                yield Stage(f"{turn if number else 'warming up'}, {told['name']}: {told['race']}")
             case "note":
                 yield Note(told["text"])
             case "count":
