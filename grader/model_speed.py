@@ -149,7 +149,6 @@ class Speed:
             trees.insert(0, (YOURS, bench.module))
         for name, module_of in trees:
             bench.stage(f"building the model: {name}")
-            self._room_for(name)
             symbol = self.engine.model
             build = getattr(module_of(symbol.module), symbol.name, None)
             if build is None:
@@ -177,15 +176,6 @@ class Speed:
 
     def _fits(self) -> bool:
         return psutil.virtual_memory().available > self._dense_bytes()
-
-    def _room_for(self, name: str) -> None:
-        """Refuse before the machine runs out of memory: a model may hold its weights unpacked."""
-        if not self._fits():
-            free = size(psutil.virtual_memory().available)
-            raise EnvironmentFault(
-                f"The model of {name} may need {size(self._dense_bytes())} of memory, and {free} are free.",
-                next_step="Take a smaller --shape, or --solution reference.",
-            )
 
     def _try(self) -> None:
         """Have each read its weights once, and see how long it takes for one token and for a few."""
@@ -239,9 +229,7 @@ class Speed:
         )
         for runner, lane in zip(able, race.lanes, strict=True):
             if lane.figures:
-                runner.read_seconds = (
-                    1 / lane.median
-                )  # a better guess for the next length than a few tokens gave
+                runner.read_seconds = 1 / lane.median  # a better guess than a few tokens gave
         operations, moved = self.traffic.prefill_operations(length), self.traffic.prefill_bytes(length)
         self._add_points(f"prefill {length}", race, operations / length, moved / length)
 
