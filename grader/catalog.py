@@ -8,12 +8,15 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .clone import Clone
 from .errors import SpecError, UsageError
+
+KERNELS = "kernels/"  # a tree's folder of C++ and GPU sources, as modules are named
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,11 @@ class Course:
             if earlier.id in needed:
                 needed |= set(earlier.builds_on)
         return tuple(d for d in self.days if d.id in needed)
+
+    def kernels(self, days: Iterable[Day]) -> tuple[str, ...]:
+        """The C++ files, by their names in a tree's kernels folder, of days and of the days these run."""
+        run = {module for day in days for d in self.foundation(day) for module in d.modules}
+        return tuple(sorted(m.removeprefix(KERNELS) for m in run if m.endswith(".cpp")))
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ class Passes:
     def _symbols(self, tree: Tree) -> list[Symbol]:
         """Make the tree importable and import its days; the public symbols of their tasks."""
         tree.install()
+        tree.kernels(self.course.kernels([self.day]))
         for day in self.days:
             for module in day.modules:
                 if module.endswith(".py"):

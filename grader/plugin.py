@@ -8,6 +8,7 @@ Runs in the grading child (see child.py). To run a day's tests under plain pytes
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from tinyllm import kernels
 from tinyllm.kernels.gpu_source import GpuFault
 
 from . import catalog, faults, forbid
-from .catalog import Day, Task
+from .catalog import KERNELS, Day, Task
 from .clone import Clone, find_clone
 from .faults import ends, first_line, unwritten
 from .frames import FrameRecorder, library_tail, source_line
@@ -32,7 +33,6 @@ from .tripwires import ForbiddenAPI, Tripwires
 if TYPE_CHECKING:
     from tinyllm.kernels import build
 
-KERNELS = "kernels/"  # of a tree
 METAL = ".metal"
 KERNEL_MODULES = Path(kernels.__path__[0])
 
@@ -179,30 +179,39 @@ class Grading:
         self.emit("imported", {})
 
     def _build_kernels(self, items: list[pytest.Item]) -> None:
-        """Compile the day's C++ kernels and load them, if a check that will run needs them."""
-        tasks = {_task_number(i) for i in items}
-        needed = {s.module for t in self.day.tasks if t.id in tasks for s in t.symbols}
-        wanted = sorted(m for m in needed if m.endswith(".cpp"))
-        if not wanted:
+        """Compile and load the C++ kernels that the day's code runs, so that no check's time goes into it."""
+        files = self.course.kernels([self.day])
+        if not files or not self._use_kernels(items):
             return
         from tinyllm.kernels import build
 
         self.emit("building", {})
-        overlays = {
-            m.removeprefix(KERNELS): p for m, p in self.tree.overlays.items() if m.startswith(KERNELS)
-        }
+        mine = [m for m in self.day.modules if m.endswith(".cpp")]
+        kernels = self.tree.kernels(files)
         try:
-            native = build.load(self.tree.folder / KERNELS, overlays)
-        except build.DoesNotCompile as error:
-            absent = self._compile_failure(error.complaint, error.output)
-        except build.BuildFault as error:
-            absent = NotThere(
-                Failure(summary=f"The kernels cannot be built here: {error}"), Outcome.NOT_RUN_HERE
-            )
+            native = kernels.load()
+        except (build.BuildFault, build.DoesNotCompile) as error:
+            self._absent = dict.fromkeys(mine, self._unbuilt(error))
         else:
-            self._modules |= dict.fromkeys(wanted, native)
-            return
-        self._absent = dict.fromkeys(wanted, absent)
+            native.watch_outputs(True)
+            self._modules |= dict.fromkeys(mine, native)
+
+    def _use_kernels(self, items: list[pytest.Item]) -> bool:
+        """Whether a check that will run is about a kernel, or about Python code that may call one."""
+        tasks = {_task_number(i) for i in items}
+        if any(s.module.endswith(".cpp") for t in self.day.tasks if t.id in tasks for s in t.symbols):
+            return True
+        modules = [m for d in self.course.foundation(self.day) for m in d.modules if m.endswith(".py")]
+        paths = [self.tree.path_of(m) for m in modules]
+        return any(b"tinyllm.kernels" in p.read_bytes() for p in paths if items and p.is_file())
+
+    def _unbuilt(self, error: build.BuildFault | build.DoesNotCompile) -> NotThere:
+        """Why there are no kernels, as every check that needs one is told."""
+        from tinyllm.kernels import build
+
+        if isinstance(error, build.DoesNotCompile):
+            return self._compile_failure(error.complaint, error.output)
+        return NotThere(Failure(summary=f"The kernels cannot be built here: {error}"), Outcome.NOT_RUN_HERE)
 
     def _compile_failure(self, complaint: build.Complaint, output: str) -> NotThere:
         file = self.tree.path_of(KERNELS + complaint.file)
@@ -328,6 +337,8 @@ class Grading:
     ) -> tuple[Outcome, Failure | None]:
         if error is None:
             return Outcome.PASSED, None
+        if _is_from_building(error):
+            error = self._unbuilt(error)
         tb = error.__traceback__
         frames = self.frames.of_traceback(tb)
         detail = "".join(traceback.format_exception(error))
@@ -445,6 +456,12 @@ def _task_number(item: pytest.Item) -> int:
 def _title(item: pytest.Item) -> str:
     doc = getattr(getattr(item, "obj", None), "__doc__", None) or item.name
     return doc.strip().splitlines()[0].rstrip(".")
+
+
+def _is_from_building(error: BaseException) -> bool:
+    """Whether Python code under test asked for kernels that could not be built."""
+    build = sys.modules.get("tinyllm.kernels.build")
+    return build is not None and isinstance(error, build.BuildFault | build.DoesNotCompile)
 
 
 def _concerns(finding: forbid.Finding, module: str, task: Task | None) -> bool:

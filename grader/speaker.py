@@ -37,12 +37,14 @@ def main(job: Mapping[str, Any]) -> None:
     from .voice import Told, Voice  # MLX comes with it, so not before
 
     clone = Clone(Path(job["root"]))
-    engine = catalog.load(clone).engine(job["engine"])
+    course = catalog.load(clone)
+    engine = course.engine(job["engine"])
     overlays = {k: Path(v) for k, v in job["overlays"].items()}
     tree = Tree(job["solution"], clone.tree(job["solution"]), overlays)
     emit = Emitter(job["events"], job["token"])
     voice = Voice(clone, engine, tree, emit)
     tree.install()
+    tree.kernels(course.kernels(course.day(d) for d in engine.days))
     try:
         voice.load(Path(job["model"]), job["config"], context=job["context"], seed=job["seed"])
         signal.signal(signal.SIGINT, voice.stop)

@@ -11,9 +11,13 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinyllm.kernels.native import Kernels
 
 
 class _FreshLoader(importlib.machinery.SourceFileLoader):
@@ -38,6 +42,16 @@ class Tree(importlib.abc.MetaPathFinder):
 
     def install(self) -> None:
         sys.meta_path.insert(0, self)
+
+    def kernels(self, only: Collection[str]) -> Kernels:
+        """The tree's C++ kernels, overlays in place; `only` these files of its kernels folder are compiled.
+
+        For all of the tree's modules in this process. To be called before any of them uses a kernel.
+        """
+        from tinyllm.kernels import native
+
+        overlays = {Path(m).name: p for m, p in self.overlays.items() if m.endswith(".cpp")}
+        return native.choose(self.package, self.folder / "kernels", overlays=overlays, only=only)
 
     def path_of(self, module: str) -> Path:
         """The file that stands for `module` ("week1/rope.py"), overlays included."""

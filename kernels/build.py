@@ -2,9 +2,9 @@
 
     native = load(tree / "kernels")      # native.axpby(x, y, alpha, beta)
 
-The glue is compiled once per machine set-up (about 15 s); after an edit only the edited kernel is compiled
-again (about a second), and a state that was built before is just loaded. Built modules live in the user's
-cache folder, named by the hash of everything that went into them.
+The glue is compiled once per machine set-up (about 20 s); after an edit only the edited kernel is compiled
+again (one to three seconds), and a state that was built before is just loaded. Built modules live in the
+user's cache folder, named by the hash of everything that went into them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,7 @@ from types import ModuleType
 from . import cache
 
 GLUE = Path(__file__).parent / "cpp"
+ABSENT = GLUE / "absent"  # what stands in for a kernel file that is left out
 MODULE = "tinyllm_native"
 MONTH = 30 * 24 * 3600.0  # seconds
 
@@ -58,13 +59,17 @@ class DoesNotCompile(Exception):
         self.output = output
 
 
-def load(folder: Path, overlays: Mapping[str, Path] | None = None) -> ModuleType:
+def load(
+    folder: Path, overlays: Mapping[str, Path] | None = None, only: Collection[str] | None = None
+) -> ModuleType:
     """The module built from the `*.cpp` files in `folder`; `overlays` ({"axpby.cpp": file}) replaces some.
 
-    Builds it when that has not been done before. One process can load one state of a tree's kernels.
-    Raises DoesNotCompile, or BuildFault when compiler, CMake or MLX's headers are at fault.
+    With `only`, file names, the other files are left out: whether they compile does not matter, and what is
+    theirs raises when it is used. Builds the module when that has not been done before. One process can load
+    one state of a tree's kernels. Raises DoesNotCompile, or BuildFault when compiler, CMake or MLX's headers
+    are at fault.
     """
-    built = build(folder, overlays)
+    built = build(folder, overlays, only)
     try:
         return _import(built)
     except ImportError as error:
@@ -78,11 +83,13 @@ def load(folder: Path, overlays: Mapping[str, Path] | None = None) -> ModuleType
         raise DoesNotCompile(complaint, str(error)) from None
 
 
-def build(folder: Path, overlays: Mapping[str, Path] | None = None) -> Path:
+def build(
+    folder: Path, overlays: Mapping[str, Path] | None = None, only: Collection[str] | None = None
+) -> Path:
     """The built module's file; builds it if it is not there. Safe to call from several processes at once."""
-    sources = read_sources(folder, overlays)
+    sources = read_sources(folder, overlays, only)
     compiler = find_compiler()
-    setup = _hash([_toolchain(compiler), *(f"{p.name}\0{p.read_text()}" for p in sorted(GLUE.iterdir()))])
+    setup = _hash([_toolchain(compiler), *(f"{p.name}\0{p.read_text()}" for p in _glue())])
     state = _hash([setup, *(f"{name}\0{text}" for name, text in sorted(sources.items()))])
     kept = cache.folder("kernels")
     built = kept / f"{MODULE}-{state}.so"
@@ -101,9 +108,14 @@ def build(folder: Path, overlays: Mapping[str, Path] | None = None) -> Path:
     return built
 
 
-def read_sources(folder: Path, overlays: Mapping[str, Path] | None = None) -> dict[str, str]:
-    """The kernels' sources by file name, overlays in place."""
+def read_sources(
+    folder: Path, overlays: Mapping[str, Path] | None = None, only: Collection[str] | None = None
+) -> dict[str, str]:
+    """The kernels' sources by file name: overlays in place, and stand-ins for what is left out."""
     files = {p.name: p for p in folder.glob("*.cpp")} | dict(overlays or {})
+    if only is not None:
+        stand_ins = {p.name: p for p in ABSENT.iterdir() if p.name not in only}
+        files = {name: file for name, file in files.items() if name in only} | stand_ins
     return {name: Path(file).read_text(encoding="utf-8") for name, file in files.items()}
 
 
@@ -204,13 +216,24 @@ def _tail(output: str, lines: int = 15) -> str:
 # ---- what a build depends on ----
 
 
+def _glue() -> list[Path]:
+    return sorted(p for p in GLUE.iterdir() if p.is_file())
+
+
 def _toolchain(compiler: str) -> str:
     """Everything but the sources that decides what the compiler makes."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("mlx", "nanobind", "cmake")]
     said = _run([compiler, "--version"]).stdout.splitlines()
-    return "\n".join(
-        [*versions, sys.version, platform.machine(), compiler, *said[:1], *map(str, _mlx_paths())]
-    )
+    return "\n".join([*versions, sys.version, _processor(), compiler, *said[:1], *map(str, _mlx_paths())])
+
+
+def _processor() -> str:
+    """What the kernels may use of this machine: a cache folder can be seen by several machines."""
+    listed = Path("/proc/cpuinfo")
+    if not listed.is_file():
+        return f"{platform.machine()} {platform.processor()}"
+    features = re.search(r"^(flags|Features)\s*: (.*)$", listed.read_text(), re.M)
+    return f"{platform.machine()} {features[2] if features else ''}"
 
 
 def _mlx_paths() -> list[str]:

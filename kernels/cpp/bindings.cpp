@@ -1,10 +1,20 @@
 // The Python module: one function an operation.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 
 #include "axpby_op.h"
+#include "flash_attention_op.h"
+#include "operation.h"
+#include "pool.h"
+#include "quantized_matmul_op.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
+
+namespace tinyllm {
+std::atomic<bool> watching_outputs{false};
+}
 
 NB_MODULE(tinyllm_native, module) {
   module.def(
@@ -16,8 +26,36 @@ NB_MODULE(tinyllm_native, module) {
       "beta"_a,
       "alpha * x + beta * y, element by element, on the CPU; x and y have one shape and one dtype.");
   module.def(
+      "quantized_matmul",
+      &tinyllm::quantized_matmul_op,
+      "a"_a,
+      "packed"_a,
+      "scales"_a,
+      "biases"_a,
+      "group_size"_a,
+      "bits"_a,
+      "version"_a = 0,
+      "a (.., I) times the transpose of packed weights (O, I), on the CPU; version: a step of the ladder, 0 chooses.");
+  module.def(
+      "flash_attention",
+      &tinyllm::flash_attention_op,
+      "query"_a,
+      "key"_a,
+      "value"_a,
+      "scale"_a,
+      "causal"_a = false,
+      "mask"_a = nb::none(),
+      "version"_a = 2,
+      "Attention (B, H_q, L, D) on the CPU, and the key tiles computed for each query tile, (B, H_q, tiles) int32.");
+  module.def(
       "same",
       [](const mlx::core::array& x) { return x; },
       "x"_a,
       "x itself: whether arrays pass between this module and mlx.core at all.");
+  module.def(
+      "watch_outputs",
+      [](bool on) { tinyllm::watching_outputs = on; },
+      "on"_a,
+      "Whether kernels write into memory that is watched: NaN where nothing was written, an error beside it.");
+  module.def("thread_count", &tinyllm::thread_count, "How many threads the kernels share their work among.");
 }
