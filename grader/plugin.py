@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from tinyllm import kernels
 from tinyllm.kernels.gpu_source import GpuFault
 
@@ -253,7 +254,8 @@ class Grading:
 
     def modules_with(self, name: str) -> tuple[str, ...]:
         """The modules that a task asks to define `name`; for a name that no task lists, all of the day's."""
-        named = [s.module for t in self.day.tasks for s in t.symbols if s.name.split(".")[0] == name]
+        symbols = [s for t in self.day.tasks for s in t.symbols if not s.module.endswith(METAL)]
+        named = [s.module for s in symbols if s.name.split(".")[0] == name]
         return tuple(dict.fromkeys(named)) or tuple(m for m in self.day.modules if m.endswith(".py"))
 
     def _import_problem(self, module: str, error: BaseException) -> NotThere:

@@ -5,10 +5,10 @@
     (y,) = _metal.launch("matvec", inputs={"x": x}, outputs={"y": (M, N)}, scalars={"K": K},
                          grid=(32 * N, M, 1), threadgroup=(32, 4, 1))
 
-gpu_source.py says what a .metal file looks like. Metal and CUDA differ in a few ways that are hidden here: what the
-launcher does with a grid that is no multiple of the threadgroup (refused), with small inputs (padded, so that they are
-`device` memory everywhere), with numbers (handed over in one small array), and by what name a compiled kernel is
-remembered (one that holds the hash of its text).
+gpu_source.py says what a .metal file looks like. Metal and CUDA differ in a few ways that are hidden here:
+what becomes of a grid that is no multiple of the threadgroup (refused), of small inputs (padded, so that they
+are `device` memory everywhere), of numbers (handed over in one small array), and by what name a compiled
+kernel is remembered (one that holds the hash of its text).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def simulated() -> Iterator[list[Launch]]:
 
 
 def device() -> str:
-    """What "auto" launches on: "metal" or "cuda" when MLX computes on that GPU by default, else "simulator"."""
+    """What "auto" launches on: "metal" or "cuda" when MLX computes there by default, else "simulator"."""
     if mx.default_device() == mx.gpu:
         if mx.metal.is_available():
             return "metal"
@@ -135,12 +135,12 @@ class Kernels:
 
         Args:
             inputs: an array for each `const device` parameter. They are made contiguous.
-            outputs: a shape for each `device` parameter, or (shape, dtype) where the signature leaves that open.
+            outputs: a shape for each `device` parameter, or (shape, dtype).
             grid: threads in all, in x, y and z; each a multiple of the threadgroup's.
             threadgroup: threads of a threadgroup, at most 1024 together.
             scalars: a number for each `constant` parameter.
             template: the template's int and bool parameters; types that no input decides.
-            device: "auto", "metal", "cuda" or "simulator". In a block of `simulated` it is always the simulator.
+            device: "auto", "metal", "cuda" or "simulator"; in a block of `simulated` always the simulator.
 
         Raises:
             NotImplementedError: the kernel, or a helper that it uses, is not written yet.
@@ -244,7 +244,9 @@ class _Call:
                     f"{kernel.name}: input {buffer.name} is {_dtype(array.dtype)}, and {buffer.element} is "
                     f"{_dtype(wanted)}"
                 )
-        self._same("template", given, [*(n for n in kernel.types if n in given), *(n for n, _ in kernel.constants)])
+        self._same(
+            "template", given, [*(n for n in kernel.types if n in given), *(n for n, _ in kernel.constants)]
+        )
         missing = [n for n in kernel.types if n not in found]
         if missing:
             raise ValueError(f"{kernel.name}: no input says what {missing[0]} is: give it in template")
@@ -254,12 +256,15 @@ class _Call:
         return {name: values[name] for name in (*kernel.types, *(n for n, _ in kernel.constants))}
 
     def _shape(self, buffer: Buffer, given: tuple[Any, ...]) -> tuple[tuple[int, ...], mx.Dtype]:
-        dtype = self.template[buffer.element] if buffer.element in self.kernel.types else DTYPES[buffer.element]
+        dtype = (
+            self.template[buffer.element] if buffer.element in self.kernel.types else DTYPES[buffer.element]
+        )
         if len(given) == 2 and isinstance(given[1], mx.Dtype):
             given, said = given
             if said != dtype:
                 raise ValueError(
-                    f"{self.kernel.name}: output {buffer.name} is {_dtype(dtype)} by its signature, not {_dtype(said)}"
+                    f"{self.kernel.name}: output {buffer.name} is {_dtype(dtype)} by its signature, not "
+                    f"{_dtype(said)}"
                 )
         shape = tuple(int(n) for n in given)
         if math.prod(shape) == 0:
@@ -269,17 +274,19 @@ class _Call:
     def check_grid(self, grid: Triple, threadgroup: Triple) -> None:
         name = self.kernel.name
         if len(grid) != 3 or len(threadgroup) != 3 or min(*grid, *threadgroup) < 1:
-            raise ValueError(f"{name}: grid {grid} and threadgroup {threadgroup} must be three numbers from 1 on")
+            raise ValueError(
+                f"{name}: grid {grid} and threadgroup {threadgroup} must be three numbers from 1 on"
+            )
         if math.prod(threadgroup) > MOST_THREADS:
             raise ValueError(
-                f"{name}: threadgroup {threadgroup} has {math.prod(threadgroup)} threads; a GPU takes at most "
-                f"{MOST_THREADS}"
+                f"{name}: threadgroup {threadgroup} has {math.prod(threadgroup)} threads; a GPU takes at "
+                f"most {MOST_THREADS}"
             )
         for axis, n, size in zip("xyz", grid, threadgroup, strict=True):
             if n % size:
                 raise ValueError(
-                    f"{name}: the grid has {n} threads in {axis}, no multiple of the threadgroup's {size}: round it "
-                    f"up to {round_up(n, size)}, and let the kernel test its position"
+                    f"{name}: the grid has {n} threads in {axis}, no multiple of the threadgroup's {size}: "
+                    f"round it up to {round_up(n, size)}, and let the kernel test its position"
                 )
 
 

@@ -1,7 +1,9 @@
-"""Compiles kernels for CUDA with NVRTC, which needs no GPU: what NVIDIA's compiler refuses is seen on any Linux machine.
+"""Compiles kernels for CUDA with NVRTC, which needs no GPU: what it refuses is seen on any Linux machine.
 
-The text is put together as mx.fast.cuda_kernel does it: its header, ours, and a __global__ function with an argument
-for each array and the template's values declared where the body begins.
+    python -P -m tinyllm.kernels.gpu_cuda_check reference/kernels/quantized_matmul.metal
+
+The text is put together as mx.fast.cuda_kernel does it: its header, ours, and a __global__ function with an
+argument for each array and the template's values declared where the body begins.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import util
 from pathlib import Path
@@ -22,8 +25,9 @@ ARCHITECTURE = "compute_80"
 # MLX's own header has more; of it the bodies may rely on nothing but these.
 HEADER = """
 namespace cooperative_groups {}
-typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t; typedef unsigned short uint16_t;
-typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
+typedef signed char int8_t; typedef short int16_t; typedef int int32_t; typedef long long int64_t;
+typedef unsigned char uint8_t; typedef unsigned short uint16_t; typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
 """
 CUDA_TYPES = {
     "float": "float",
@@ -66,7 +70,7 @@ def instances(source: Source, kernel: Kernel) -> Iterator[dict[str, str]]:
         raise DoesNotCompile(
             source.name,
             kernel.line,
-            f"{kernel.name} has no line `// cuda: {missing[0]} = ...` above it: NVRTC needs values to compile with",
+            f"{kernel.name} has no line `// cuda: {missing[0]} = ...` above it: NVRTC needs values",
         )
     for values in itertools.product(*(kernel.cuda[n] for n in names)):
         yield dict(zip(names, values, strict=True))
@@ -77,10 +81,14 @@ def compile_kernel(source: Source, kernel: Kernel, template: Mapping[str, str]) 
     output = _nvrtc(translation_unit(source, kernel, template))
     if output is None:
         return
-    here = re.search(rf"^{re.escape(source.name)}\((\d+)\): (?:catastrophic )?error[^:]*: (.*)$", output, re.M)
+    here = re.search(
+        rf"^{re.escape(source.name)}\((\d+)\): (?:catastrophic )?error[^:]*: (.*)$", output, re.M
+    )
     error = re.search(r"error[^:]*: (.*)$", output, re.M)
     message = here[2] if here else error[1] if error else "NVRTC refuses it"
-    raise DoesNotCompile(source.name, int(here[1]) if here else kernel.line, f"as CUDA: {message.strip()}", output)
+    raise DoesNotCompile(
+        source.name, int(here[1]) if here else kernel.line, f"as CUDA: {message.strip()}", output
+    )
 
 
 def translation_unit(source: Source, kernel: Kernel, template: Mapping[str, str]) -> str:
@@ -148,3 +156,25 @@ def _nvrtc(text: str) -> str | None:
         return log.value.decode(errors="replace")
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def main(files: list[str]) -> int:
+    """Check files and say what was compiled; the exit code, 0 when nothing is wrong."""
+    wrong = 0
+    for file in files:
+        try:
+            done = check_file(Path(file))
+        except DoesNotCompile as error:
+            print(f"{file}:{error.line}: {error.message}")
+            wrong += 1
+        except NoNvrtc as error:
+            # Where there is no wheel (macOS) nothing can be said.
+            print(error)
+            return int(sys.platform == "linux")
+        else:
+            print(f"{file}: {len(done)} kernels compile for CUDA: {', '.join(done)}")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Runs a GPU kernel's body on the CPU: slowly, counting, and saying what a GPU would let pass.
 
-The body is compiled as C++ against msl/simulator.h, once for each kernel, template and dtypes; the library is kept
-in the user's cache folder by the hash of all that went into it. msl/runtime.cpp runs it.
+The body is compiled as C++ against msl/simulator.h, once for each kernel, template and dtypes; the library is
+kept in the user's cache folder by the hash of all that went into it. msl/runtime.cpp runs it.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _array(data: ctypes.Array[ctypes.c_char], shape: tuple[int, ...], dtype: mx.
 
 
 def library(source: Source, kernel: Kernel, template: Mapping[str, int | str]) -> Path:
-    """The compiled kernel's file; compiles it if it is not there. Safe to call from several processes at once."""
+    """The compiled kernel's file; compiles it if it is not there. Several processes may call it at once."""
     compiler = build.find_compiler()
     made_of = [
         _setup(compiler),
@@ -258,10 +258,7 @@ def translation_unit(source: Source, kernel: Kernel, template: Mapping[str, int 
     aliases = [f"using {name} = {template[name]};" for name in kernel.types]
     aliases += [f"constexpr {kind} {name} = {template[name]};" for name, kind in kernel.constants]
     aliases += [f"const {POSITION_TYPES[name]} {name} = at::{name}();" for name in kernel.positions]
-    arguments = [
-        f"Device<{'' if b.output else 'const '}{template.get(b.element, b.element)}>{{buffers[{i}].data, &buffers[{i}]}}"
-        for i, b in enumerate(kernel.buffers)
-    ]
+    arguments = [f"{{buffers[{i}].data, &buffers[{i}]}}" for i in range(len(kernel.buffers))]
     arguments += [f"as_type<{_word(s.type)}>(scalars[{i}])" for i, s in enumerate(kernel.scalars)]
     return "\n".join(
         [
@@ -276,7 +273,8 @@ def translation_unit(source: Source, kernel: Kernel, template: Mapping[str, int 
             f"  {kernel.name}({', '.join(arguments)});",
             "}",
             "}",
-            'extern "C" __attribute__((visibility("default"))) void tinyllm_launch(simulated::Launch* launch) {',
+            'extern "C" __attribute__((visibility("default")))',
+            "void tinyllm_launch(simulated::Launch* launch) {",
             "  simulated::run(launch, simulated::body);",
             "}",
             "",

@@ -1,4 +1,4 @@
-"""Reads a tree's .metal file: its kernels, its helpers, and the same text as CUDA and as C++ for the simulator.
+"""Reads a tree's .metal file: its kernels, its helpers, and its text as CUDA and as C++ for the simulator.
 
 A kernel is written with the signature that it would have in Metal, but without attributes and without the
 parameters for positions, which MLX's launcher adds:
@@ -7,9 +7,9 @@ parameters for positions, which MLX's launcher adds:
     template <typename T, int BITS>
     kernel void matvec(const device T* x, const device uint* w, device T* y, constant int& K) { ... }
 
-`const device T*` is an input, `device T*` an output, `constant int&` a number that is known at launch. Everything
-outside kernels is for all of them to use. Rewriting works on tokens and never moves a line, so that what a
-compiler says holds for the file as it was written.
+`const device T*` is an input, `device T*` an output, `constant int&` a number that is known at launch.
+Everything outside kernels is for all of them to use. Rewriting works on tokens and never moves a line, so
+that what a compiler says holds for the file as it was written.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Source:
     # ---- what is not written yet ----
 
     def unwritten(self, kernel: Kernel) -> str:
-        """The text of the first NOT_WRITTEN that the kernel, or a helper that it uses, holds; "" if none does."""
+        """What the first NOT_WRITTEN in the kernel, or in a helper that it uses, says; "" without one."""
         helpers = {i.function: i.tokens for i in self._helpers if i.function}
         seen: set[str] = set()
         waiting: list[Sequence[Token]] = [kernel.body]
@@ -298,7 +298,9 @@ class Source:
             else:
                 (outputs if parameter.output else inputs).append(parameter)
         if not outputs:
-            self._refuse(line, f"{name} has no output: none of its parameters is a `device` pointer without const")
+            self._refuse(
+                line, f"{name} has no output: none of its parameters is a `device` pointer without const"
+            )
         if solid[close + 1].text != "{":
             self._refuse(solid[close + 1].line, "a `{` must follow the parameters")
         opening = tokens.index(solid[close + 1])
@@ -324,9 +326,12 @@ class Source:
         plain = [w for w in words if w != "const"]
         if len(plain) == 4 and plain[0] == "device" and plain[2] == "*":
             if plain[1] not in (*ELEMENTS, *types):
-                self._refuse(line, f"{plain[1]} is neither a template parameter nor one of {', '.join(ELEMENTS)}")
+                self._refuse(
+                    line, f"{plain[1]} is neither a template parameter nor one of {', '.join(ELEMENTS)}"
+                )
             return Buffer(plain[3], plain[1], output="const" not in words)
-        self._refuse(
+        raise DoesNotCompile(
+            self.name,
             line,
             f"parameter `{' '.join(words)}`: an input is `const device T* x`, an output `device T* y`, "
             "a number `constant int& K`",
@@ -336,7 +341,7 @@ class Source:
         """What a comment `// cuda: T = float, half; BITS = 4, 8` above the kernel says."""
         for token in tokens:
             if token.kind == "comment" and re.match(r"//\s*cuda:", token.text):
-                pairs = [p.split("=") for p in token.text.partition(":")[2].split(";")]
+                pairs = [p.split("=") for p in token.text.partition(":")[2].split(";") if p.strip()]
                 if any(len(p) != 2 for p in pairs):
                     self._refuse(token.line, "write `// cuda: T = float, half; BITS = 4, 8`")
                 return {k.strip(): tuple(v.strip() for v in vs.split(",")) for k, vs in pairs}
@@ -355,12 +360,7 @@ class Source:
             return tokens
         if item.function:
             if tokens[first].text == "template":
-                depth = 0
-                for first in range(first + 1, len(tokens)):
-                    depth += {"<": 1, ">": -1}.get(tokens[first].text, 0)
-                    if tokens[first].text == ">" and depth == 0:
-                        first += 1
-                        break
+                _, first = _type_after(tokens, first - 1)  # behind its <...>
             line = tokens[min(first, len(tokens) - 1)].line
             tokens.insert(first, Token("name", " __device__ ", line))
         return tokens
@@ -376,7 +376,11 @@ class Source:
             elif text == "metal" and _next(tokens, index, 1) == "::":
                 yield Token("space", " ::mlx::core::cu", token.line)
             elif text == "constant":
-                yield Token("name", " " if constexpr or self._points(tokens, index) else "__constant__ const", token.line)
+                yield Token(
+                    "name",
+                    " " if constexpr or self._points(tokens, index) else "__constant__ const",
+                    token.line,
+                )
             elif text == "threadgroup":
                 yield Token("name", " " if self._points(tokens, index) else "__shared__", token.line)
             else:
@@ -415,7 +419,7 @@ class Source:
         return iter(result)
 
     def _cpp_space(self, tokens: Sequence[Token], index: int, result: list[Token]) -> int:
-        """Rewrite `device T*`, `threadgroup T*` or `threadgroup T x[N], y[M];` from `index`; the next index."""
+        """Rewrite `device T*`, `threadgroup T*` or `threadgroup T x[N], y[M];`; the index behind it."""
         space = tokens[index].text
         line = tokens[index].line
         constant, after = _type_after(tokens, index)
@@ -443,7 +447,9 @@ class Source:
         for part in _split([t for t in tokens[after:end] if not t.blank]):
             name, extents = part[0].text, "".join(t.text for t in part[1:])
             if "=" in extents:
-                self._refuse(part[0].line, f"{name}: threadgroup memory cannot be given a value where it is declared")
+                self._refuse(
+                    part[0].line, f"{name}: threadgroup memory cannot be given a value where it is declared"
+                )
             kind = f"Shared<{element}{extents}>" if extents else f"SharedOne<{element}>"
             declared.append(f'{kind} {name}{{"{name}", {part[0].line}}}')
         lines = "\n" * sum(t.text.count("\n") for t in tokens[index:end])
@@ -460,7 +466,7 @@ def _next(tokens: Sequence[Token], index: int, step: int) -> str:
 
 
 def _type_after(tokens: Sequence[Token], index: int) -> tuple[bool, int]:
-    """The type that follows tokens[index]: whether it is const, and the index of the first token behind it."""
+    """The type that follows tokens[index]: whether it is const, and the index of what follows it."""
     constant, seen = False, False
     index += 1
     while index < len(tokens):

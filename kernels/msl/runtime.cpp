@@ -13,7 +13,9 @@
 
 #include <vector>
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if defined(TINYLLM_UCONTEXT) || !(defined(__x86_64__) || defined(__aarch64__))
+#undef TINYLLM_UCONTEXT
+#define TINYLLM_UCONTEXT 1
 #include <ucontext.h>
 #endif
 
@@ -51,7 +53,7 @@ enum Kind {
 struct Thread {
   void* sp; // where its stack stands while it waits
   char* stack;
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if defined(TINYLLM_UCONTEXT)
   ucontext_t context;
 #endif
   uint32_t index; // in its threadgroup
@@ -93,7 +95,9 @@ bool stopped;
 
 // ---- changing from one stack to another ----
 
-#if defined(__x86_64__)
+#if defined(TINYLLM_UCONTEXT)
+// One that the system brings, with a system call each time: for the processors that have none below.
+#elif defined(__x86_64__)
 extern "C" void tinyllm_switch(void** save, void* load) __asm__("tinyllm_switch");
 __asm__(R"(
 .text
@@ -161,7 +165,7 @@ void enter() {
   to_scheduler();
 }
 
-#if defined(__x86_64__) || defined(__aarch64__)
+#if !defined(TINYLLM_UCONTEXT)
 void to_scheduler() { tinyllm_switch(&state.now->sp, scheduler.sp); }
 
 void resume(Thread& thread) {
