@@ -64,7 +64,8 @@ class CachedAttention:
     slice), after q_norm and k_norm where there are these; values are not turned.
 
     Each call updates the cache once, with keys and values as attention reads them: N x H x L x D, and the
-    keys normed and turned.
+    keys normed and turned. The update is cache.update_and_fetch(key, value, mask_length=L, mask=mask), with
+    the mask that the layer was given.
 
     The result of attention(query, key, value, mask=mask), with the query N x H_q x L x D and with the key,
     the value and the mask that the cache returned, goes through o_proj, heads side by side.
