@@ -64,7 +64,9 @@ class Launch:
     threadgroup: tuple[int, int, int]
     read: Mapping[str, int]  # bytes of device memory, by buffer
     written: Mapping[str, int]
-    lines: Mapping[str, int]  # of 128 bytes, fetched to read from each buffer: what lanes read in step is one request
+    lines: Mapping[
+        str, int
+    ]  # of 128 bytes, fetched to read from each buffer: what lanes read in step is one request
     most_read: int  # bytes, by the busiest thread
     most_written: int
     threadgroup_memory: int  # bytes that one threadgroup holds

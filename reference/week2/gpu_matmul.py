@@ -1,10 +1,10 @@
 """Day 2.3: the packed matrix product on a GPU: which kernel, with how many threads, on which arrays.
 
-The kernels are in kernels/quantized_matmul.metal. On Apple's GPUs and NVIDIA's MLX compiles and runs them; where
-there is neither they run in a simulator, which is slow: it is for being right, not for generating text.
+The kernels are in kernels/quantized_matmul.metal. On Apple's GPUs and NVIDIA's MLX compiles and runs them;
+where there is neither they run in a simulator, which is slow: it is for being right, not for generating text.
 
-Letters: M rows of a, I inputs (the length of a row of a and of w), O outputs (the rows of w). `N..` is zero or
-more leading axes.
+Letters: M rows of a, I inputs (the length of a row of a and of w), O outputs (the rows of w). `N..` is zero
+or more leading axes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def launch_plain(
         group_size: 32, 64 or 128; it divides I.
         bits: 4 or 8.
     """
-    M, O = a.shape[0], b.shape[0]
+    M, outputs = a.shape[0], b.shape[0]
     return _launch(
         "quantized_matmul_plain",
         (scales, biases, group_size, bits, a, b),
-        grid=(gpu.round_up(O, 32), gpu.round_up(M, 4), 1),
+        grid=(gpu.round_up(outputs, 32), gpu.round_up(M, 4), 1),
         threadgroup=(32, 4, 1),
     )
 
@@ -56,11 +56,11 @@ def launch_matvec(
         group_size: 32, 64 or 128; it divides I.
         bits: 4 or 8.
     """
-    M, O = a.shape[0], b.shape[0]
+    M, outputs = a.shape[0], b.shape[0]
     return _launch(
         "quantized_matvec",
         (scales, biases, group_size, bits, a, b),
-        grid=(32, gpu.round_up(O, 4), M),
+        grid=(32, gpu.round_up(outputs, 4), M),
         threadgroup=(32, 4, 1),
     )
 
@@ -77,11 +77,11 @@ def launch_tiled(
         group_size: 32, 64 or 128; it divides I.
         bits: 4 or 8.
     """
-    M, O = a.shape[0], b.shape[0]
+    M, outputs = a.shape[0], b.shape[0]
     return _launch(
         "quantized_matmul_tiled",
         (scales, biases, group_size, bits, a, b),
-        grid=(gpu.round_up(O, 32) // 2, gpu.round_up(M, 32) // 2, 1),
+        grid=(gpu.round_up(outputs, 32) // 2, gpu.round_up(M, 32) // 2, 1),
         threadgroup=(16, 16, 1),
     )
 
@@ -111,7 +111,8 @@ def quantized_matmul_gpu(
 def quantized_linear_gpu(x: mx.array, w: QuantizedWeights, bias: mx.array | None = None) -> mx.array:
     """Day 2.2's quantized_linear on a GPU.
 
-    quantized_linear_gpu(x, w, bias) is x w^T, plus bias if there is one: N.. x I in, N.. x O out, in x's dtype.
+    quantized_linear_gpu(x, w, bias) is x w^T, plus bias if there is one: N.. x I in, N.. x O out, in x's
+    dtype.
 
     Args:
         bias: (O,), or None for no bias.
@@ -128,12 +129,12 @@ def _launch(
 ) -> mx.array:
     """Run one of the kernels: all three have the same parameters."""
     scales, biases, group_size, bits, a, b = call
-    (M, I), O = a.shape, b.shape[0]
+    M, outputs = a.shape[0], b.shape[0]
     (y,) = metal.launch(
         kernel,
         inputs={"x": a, "w": b, "scales": scales, "biases": biases},
-        outputs={"y": (M, O)},
-        scalars={"M": M, "I": I, "O": O, "group_size": group_size},
+        outputs={"y": (M, outputs)},
+        scalars={"M": M, "I": a.shape[1], "O": outputs, "group_size": group_size},
         template={"BITS": bits},
         grid=grid,
         threadgroup=threadgroup,
