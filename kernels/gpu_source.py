@@ -152,7 +152,7 @@ class Source:
                 if kernel.name in self.kernels:
                     self._refuse(kernel.line, f"there are two kernels called {kernel.name}")
                 self.kernels[kernel.name] = kernel
-            else:
+            elif not _is_metals_own(item.tokens):
                 self._helpers.append(item)
 
     # ---- what is not written yet ----
@@ -455,6 +455,14 @@ class Source:
         lines = "\n" * sum(t.text.count("\n") for t in tokens[index:end])
         result.append(Token("name", "; ".join(declared) + lines, line))
         return end
+
+
+def _is_metals_own(tokens: Sequence[Token]) -> bool:
+    """Whether a statement begins every Metal file: MLX says both before the kernel, other targets need none."""
+    solid = [t.text for t in tokens if not t.blank]
+    return solid == ["using", "namespace", "metal", ";"] or (
+        len(solid) == 1 and re.match(r"\s*#\s*include\s*<metal", solid[0]) is not None
+    )
 
 
 def _next(tokens: Sequence[Token], index: int, step: int) -> str:

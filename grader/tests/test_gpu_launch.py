@@ -165,6 +165,13 @@ def test_what_cannot_be_read_is_told_at_its_line(text, line, told):
     assert told in caught.value.message
 
 
+def test_what_every_metal_file_begins_with_may_be_there():
+    source = parsed("#include <metal_stdlib>\nusing namespace metal;\n" + ADD)
+    header, _ = gpu.parts(source, source.kernels["add"], "cuda")
+    assert "metal" not in header.partition("// Adds.")[2].replace("add.metal", "")
+    assert '#line 2 "add.metal"\n\n' in header
+
+
 # ---- the texts for the two GPUs ----
 
 
