@@ -458,7 +458,7 @@ class Source:
 
 
 def _is_metals_own(tokens: Sequence[Token]) -> bool:
-    """Whether a statement begins every Metal file: MLX says both before the kernel, other targets need none."""
+    """Whether a statement is how every Metal file begins: MLX says it for us, other targets need none."""
     solid = [t.text for t in tokens if not t.blank]
     return solid == ["using", "namespace", "metal", ";"] or (
         len(solid) == 1 and re.match(r"\s*#\s*include\s*<metal", solid[0]) is not None
