@@ -38,7 +38,7 @@ def measure(bench: Bench) -> None:
     bench.count("1 row: lines of w fetched by plain, for each that it has", plain.lines["w"] / has)
     bench.count("1 row: the same by matvec", matvec.lines["w"] / has, at_most=1.25)
     share = matvec.most_read / plain.most_read
-    bench.count("1 row: the busiest thread of matvec, share of plain's bytes", share, at_most=1 / 16)
+    bench.count("1 row: the busiest thread of matvec, share of plain's bytes", share, at_most=1 / 8)
 
     plain, tiled = (cost(f, 64, 64, 256) for f in (yours.launch_plain, yours.launch_tiled))
     share = tiled.bytes_read / plain.bytes_read

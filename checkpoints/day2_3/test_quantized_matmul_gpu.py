@@ -223,7 +223,7 @@ def test_matvec_shares_a_row_among_lanes(solution):
     at_most(cost.read["w"], outputs * inputs / 2, "bytes of w read", fact="matvec-lanes")
     at_most(
         cost.most_read,
-        plain_bytes(1, inputs, 1, 4, 4, 64) / 16,
+        plain_bytes(1, inputs, 1, 4, 4, 64) / 8,
         "bytes that one thread reads",
         "matvec-lanes",
     )

@@ -156,6 +156,7 @@ def test_a_signature_is_read_and_positions_are_those_that_the_body_names():
         ("kernel void k(device float* y) { }\nkernel void k(device float* y) { }", 2, "two kernels called k"),
         ("kernel void k(device float* y) {\n  if (1) {\n}\n", 1, "does not end"),
         ("int f() { return 1; } }\n", 1, "a `}` too many"),
+        ("int f() {\n  int thread = 1;\n}\n", 2, "`thread` is a word of the language"),
     ],
 )
 def test_what_cannot_be_read_is_told_at_its_line(text, line, told):
