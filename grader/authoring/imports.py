@@ -21,7 +21,7 @@ CHILD_SIDE = frozenset(
     {"child", "faults", "frames", "plugin", "testing", "tripwires"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
     | {"speaker", "voice"}  # of `generate` and `chat`
-    | {"bench.model_child"}
+    | {"benching_child", "machine", "measuring", "model_speed"}  # of `bench`
 )
 
 TREES = ("exercises", "reference")
@@ -118,7 +118,7 @@ def _table(course: Course, part: str, inside: str) -> Complaint:
             lifted |= REFERENCE_ONLY
         return lambda item: _solution_complaint(item, part, lifted)
     if part == "checkpoints":
-        return _tests_complaint
+        return lambda item: _day_complaint(item, inside)
     if part == "kernels":
         return _kernels_complaint
     module = inside.removesuffix(".py").replace("/", ".")
@@ -145,11 +145,15 @@ def _solution_complaint(item: _Import, tree: str, lifted: frozenset[str]) -> str
     return "a tree imports the standard library, mlx.core, mlx.nn, tinyllm.kernels and its own modules"
 
 
-def _tests_complaint(item: _Import) -> str:
-    allowed = ("pytest", "numpy", "mlx", "mlx_lm", "tinyllm.grader.testing")
+def _day_complaint(item: _Import, inside: str) -> str:
+    """For a day's tests and for its measurement, bench.py."""
+    who, ours = ("a bench.py", "measuring") if inside.endswith("/bench.py") else ("tests", "testing")
+    allowed = ("numpy", "mlx", "mlx_lm", f"tinyllm.grader.{ours}", *(["pytest"] if ours == "testing" else []))
     if not item.relative and (_is_stdlib(item.name) or any(_within(item.name, name) for name in allowed)):
         return ""
-    return "tests import pytest, numpy, mlx, mlx_lm and tinyllm.grader.testing; the rest is `solution`'s"
+    if ours == "testing":
+        return "tests import pytest, numpy, mlx, mlx_lm and tinyllm.grader.testing; the rest is `solution`'s"
+    return f"{who} imports numpy, mlx, mlx_lm and tinyllm.grader.measuring; the rest is `bench`'s"
 
 
 def _kernels_complaint(item: _Import) -> str:
