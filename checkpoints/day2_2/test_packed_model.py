@@ -310,6 +310,8 @@ def test_packed_embedding_of_a_layer(solution):
             sizes = np.abs(values)
         embedding = solution.packed_embedding(layer)
         what = f"packed_embedding(an embedding that is {'' if quantized else 'not '}quantised)"
+        packed = isinstance(embedding, solution.PackedEmbedding)
+        check.exact(packed, quantized, what=f"{what}: a PackedEmbedding", fact="packed-embedding")
         check.close(
             embedding(ids),
             values[rows],
