@@ -310,12 +310,28 @@ def test_packed_embedding_of_a_layer(solution):
             sizes = np.abs(values)
         embedding = solution.packed_embedding(layer)
         what = f"packed_embedding(an embedding that is {'' if quantized else 'not '}quantised)"
-        options = {"dtype": F16, "roundings": 4, "fact": "packed-embedding"}
-        size = sizes[rows]
-        check.close(embedding(ids), values[rows], terms=1, magnitude=size, what=f"{what}(ids)", **options)
-        size = np.abs(x64) @ sizes.T
-        got, want = embedding.as_linear(x), x64 @ values.T
-        check.close(got, want, terms=128, magnitude=size, what=f"{what}.as_linear(x)", **options)
+        packed = isinstance(embedding, solution.PackedEmbedding)
+        check.exact(packed, quantized, what=f"{what}: a PackedEmbedding", fact="packed-embedding")
+        check.close(
+            embedding(ids),
+            values[rows],
+            dtype=F16,
+            terms=1,
+            roundings=4,
+            magnitude=sizes[rows],
+            what=f"{what}(ids)",
+            fact="packed-embedding",
+        )
+        check.close(
+            embedding.as_linear(x),
+            x64 @ values.T,
+            dtype=F16,
+            terms=128,
+            roundings=4,
+            magnitude=np.abs(x64) @ sizes.T,
+            what=f"{what}.as_linear(x)",
+            fact="packed-embedding",
+        )
 
 
 # ---- checkpoints, as on day 2.1 ----

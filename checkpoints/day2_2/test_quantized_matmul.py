@@ -285,7 +285,7 @@ def test_multiply_tile(solution, rows):
             c64 + a64 @ b64,
             dtype=F32,
             terms=depth,
-            roundings=4,
+            roundings=8,
             magnitude=np.abs(c64) + np.abs(a64) @ np.abs(b64),
             what=f"multiply_tile, a ({rows}, {depth}), b ({depth}, 32), c ({rows}, 32), gaps behind the rows",
             fact="tile",

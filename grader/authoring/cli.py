@@ -17,6 +17,7 @@ from ..errors import CourseError
 from . import ci as ci_
 from . import fresh_progress, spec_checks
 from . import imports as imports_
+from . import sanitize as sanitize_
 from . import stubs as stubs_
 from . import verify as verify_
 
@@ -101,9 +102,16 @@ def verify(day: str, jobs: int, verbose: bool) -> None:
 
 
 @main.command()
+@click.option("--quick", is_flag=True, help="Only for this processor, and without ThreadSanitizer.")
+def sanitize(quick: bool) -> None:
+    """Run every kernel of reference/, and the thread pool, under sanitizers. Takes a C++ compiler."""
+    _end(_sanitize(find_clone(), quick=quick))
+
+
+@main.command()
 @_jobs
 def ci(jobs: int) -> None:
-    """Everything that must hold before a change is taken: style, imports, stubs, specs, tests, proofs."""
+    """What must hold before a change is taken: style, imports, stubs, specs, sanitizers, tests, proofs."""
     clone, course = _load()
     with tempfile.TemporaryDirectory() as folder:
         steps = [
@@ -113,6 +121,7 @@ def ci(jobs: int) -> None:
             ci_.Step("stubs", lambda: _check_stubs(clone, course)),
             ci_.Step("specs", lambda: _check_specs(clone, course, course.days)),
             ci_.Step("cuda", lambda: _check_cuda(clone)),
+            ci_.Step("sanitizers", lambda: _sanitize(clone, quick=True)),
             ci_.Step("tests", lambda: ci_.measured_tests(clone.root, Path(folder))),
             ci_.Step("verify", lambda: _verify_step(clone, course, jobs)),
         ]
@@ -129,6 +138,11 @@ def _load() -> tuple[Clone, Course]:
 def _end(result: ci_.Result) -> None:
     if result.failed:
         raise SystemExit(1)
+
+
+def _sanitize(clone: Clone, *, quick: bool) -> ci_.Result:
+    problems = sanitize_.problems(clone, sanitize_.builds(quick=quick), click.echo)
+    return _told(problems, "The sanitizers find nothing in the kernels of reference/.")
 
 
 def _check_stubs(clone: Clone, course: Course) -> ci_.Result:

@@ -203,9 +203,9 @@ def packed_linear(mlx_layer: Any) -> Callable[[mx.array], mx.array]:
 
 
 def packed_embedding(mlx_layer: Any) -> TokenEmbedding:
-    """The checkpoint's embedding as a PackedEmbedding.
+    """The checkpoint's embedding, read packed where it is quantised.
 
-    An embedding that has `scales` is quantised; any other is dense_embedding(layer).
+    An embedding that has `scales` becomes a PackedEmbedding; any other is dense_embedding(layer).
 
     Args:
         mlx_layer: an mlx.nn Embedding or QuantizedEmbedding.
