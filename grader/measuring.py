@@ -319,7 +319,7 @@ class Bench:
         standing = {**called, YOURS: called.get(YOURS) or REFERENCE} if self.is_reference else called
         kept = [(standing.get(a, a), standing.get(b, b), least) for a, b, least in bars]
         there = {c.name for c in chosen}
-        return chosen, [(a, b, least) for a, b, least in kept if a != b and {a, b} <= there]
+        return chosen, [bar for bar in dict.fromkeys(kept) if bar[0] != bar[1] and {*bar[:2]} <= there]
 
 
 class _Race:

@@ -147,13 +147,14 @@ def _solution_complaint(item: _Import, tree: str, lifted: frozenset[str]) -> str
 
 def _day_complaint(item: _Import, inside: str) -> str:
     """For a day's tests and for its measurement, bench.py."""
-    who, ours = ("a bench.py", "measuring") if inside.endswith("/bench.py") else ("tests", "testing")
-    allowed = ("numpy", "mlx", "mlx_lm", f"tinyllm.grader.{ours}", *(["pytest"] if ours == "testing" else []))
+    measures = inside.endswith("/bench.py")
+    allowed = ["numpy", "mlx", "mlx_lm", "tinyllm.grader.testing"]
+    allowed.append("tinyllm.grader.measuring" if measures else "pytest")
     if not item.relative and (_is_stdlib(item.name) or any(_within(item.name, name) for name in allowed)):
         return ""
-    if ours == "testing":
-        return "tests import pytest, numpy, mlx, mlx_lm and tinyllm.grader.testing; the rest is `solution`'s"
-    return f"{who} imports numpy, mlx, mlx_lm and tinyllm.grader.measuring; the rest is `bench`'s"
+    if measures:
+        return "a bench.py imports numpy, mlx, mlx_lm and tinyllm.grader's measuring and testing"
+    return "tests import pytest, numpy, mlx, mlx_lm and tinyllm.grader.testing; the rest is `solution`'s"
 
 
 def _kernels_complaint(item: _Import) -> str:

@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tinyllm.grader import benching
 from tinyllm.grader.bench.workshop import finished_copy
 from tinyllm.grader.clone import Clone, installed_root
+from tinyllm.grader.figures import Count
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import PROGRAM, Toy
 
@@ -149,6 +151,20 @@ def test_a_day_without_a_measurement(course: Toy) -> None:
     told = json.loads(done.stdout)
     assert (done.returncode, told["exit_code"]) == (2, 2)
     assert told["error"].startswith("day1.2 has no measurement")
+
+
+def test_too_much_memory_is_told_at_the_line(course: Toy) -> None:
+    course.sums(double="\n    ".join(["while True:", "    x = x + 0"]))
+    subject = benching.Subject(day=course.course.day("1.1"))
+    with benching.Measurement(course.clone, course.course, subject) as measurement:
+        events = measurement.events()
+        while not isinstance(next(events), Count):
+            pass
+        measurement.memory_limit = 1 << 20
+        with pytest.raises(benching.NotMeasured, match=r"Used more than 0\.0 GiB of memory") as told:
+            list(events)
+    assert told.value.frames[0].path == "exercises/week1/sums.py"
+    assert measurement.child.ended
 
 
 def test_ctrl_c_says_the_line(course: Toy) -> None:
