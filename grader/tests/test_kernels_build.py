@@ -18,7 +18,7 @@ from tinyllm.grader.clone import Clone, installed_root
 from tinyllm.grader.report import DayReport, Failure, Outcome, Verdict
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import Toy
-from tinyllm.kernels import build
+from tinyllm.kernels import build, native
 
 KERNEL = (Clone(installed_root()).reference / "kernels" / "axpby.cpp").read_text(encoding="utf-8")
 LOOP = KERNEL[KERNEL.index("  // [task") : KERNEL.index("  // task")]
@@ -157,6 +157,35 @@ def test_a_stub_is_not_started(course: Toy) -> None:
     assert outcome(report, 1) is Outcome.PASSED
 
 
+def test_a_kernel_of_another_day_is_left_out(course: Toy) -> None:
+    for tree in ("reference", "exercises"):
+        course.write(f"{tree}/kernels/flash_attention.cpp", "this is no C++\n")
+    assert grade(course).verdict is Verdict.PASSED
+
+
+@pytest.mark.parametrize(
+    ("loop", "said"),
+    [
+        ("z[size] = T(1);", "axpby writes behind its output: element 105 of 105"),
+        ("z[-1] = T(1);", "axpby writes in front of its output"),
+    ],
+)
+def test_a_write_beside_the_output_is_told(course: Toy, loop: str, said: str) -> None:
+    course.write(
+        "checkpoints/day1_3/test_kernels.py", TESTS.replace("(3, 5)", "(7, 15)").replace("(5, 3)", "(15, 7)")
+    )
+    report = grade(course, LOOP + loop)
+    assert outcome(report, 2) is Outcome.FAILED
+    assert said in failure(report).summary + failure(report).got
+
+
+def test_what_is_not_written_is_not_right(course: Toy) -> None:
+    for _ in "ab":  # memory that an earlier run has left behind may hold the right numbers
+        report = grade(course, LOOP.replace("i < size", "i < size - 1"))
+        assert outcome(report, 2) is Outcome.FAILED
+        assert "nan" in str(failure(report)).lower()
+
+
 def test_a_crash_in_c_code_is_told(course: Toy) -> None:
     report = grade(course, "  const_cast<T*>(x)[size_t(1) << 40] = *y;\n")
     assert outcome(report, 1) is Outcome.PASSED
@@ -212,6 +241,14 @@ def test_glue_that_does_not_compile_is_not_the_learners_fault(
     monkeypatch.setattr(build, "GLUE", glue)
     with pytest.raises(build.BuildFault, match="glue could not be built"):
         build.build(course.clone.reference / "kernels")
+
+
+def test_which_kernels_a_tree_has_is_chosen_before_their_use(tmp_path: Path) -> None:
+    chosen = native.choose("tinyllm.toy_tree", tmp_path)
+    assert native.of("tinyllm.toy_tree.week2.quantize") is chosen
+    with pytest.raises(RuntimeError, match="in use already"):
+        native.choose("tinyllm.toy_tree", tmp_path)
+    del native._kernels["tinyllm.toy_tree"]
 
 
 def test_old_leftovers_go(cache: Path) -> None:

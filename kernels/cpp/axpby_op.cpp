@@ -5,12 +5,12 @@
 #include <stdexcept>
 #include <utility>
 
-#include "bodies.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/utils.h"
+#include "operation.h"
 
 namespace tinyllm {
 
@@ -46,30 +46,22 @@ class Axpby : public mx::Primitive {
 
 // ---- cpu ----
 
-template <typename T>
-void run(const mx::array& x, const mx::array& y, mx::array& z, float alpha, float beta, mx::Stream stream) {
-  auto& encoder = mx::cpu::get_command_encoder(stream);
-  encoder.set_input_array(x);
-  encoder.set_input_array(y);
-  encoder.set_output_array(z);
-  // Runs later, on the stream's own thread. The pointers stay good: MLX keeps the arrays until then.
-  encoder.dispatch([x = x.data<T>(), y = y.data<T>(), z = z.data<T>(), size = z.size(), alpha, beta]() {
-    axpby<T>(x, y, z, size, alpha, beta);
-  });
-}
-
 void Axpby::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   const auto& x = inputs[0];
   const auto& y = inputs[1];
   auto& z = outputs[0];
   z.set_data(mx::allocator::malloc(z.nbytes()));
-  if (z.dtype() == mx::float32) {
-    run<float>(x, y, z, alpha_, beta_, stream());
-  } else if (z.dtype() == mx::float16) {
-    run<float16_t>(x, y, z, alpha_, beta_, stream());
-  } else {
-    run<bfloat16_t>(x, y, z, alpha_, beta_, stream());
-  }
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  encoder.set_input_array(x);
+  encoder.set_input_array(y);
+  encoder.set_output_array(z);
+  with_type(z.dtype(), [&]<typename T>(T) {
+    // Runs later, on the stream's own thread. The pointers stay good: MLX keeps the arrays until then.
+    encoder.dispatch(noted(
+        [x = x.data<T>(), y = y.data<T>(), z = z.data<T>(), size = z.size(), alpha = alpha_, beta = beta_]() {
+          watched("axpby", z, size, [&](T* room) { axpby<T>(x, y, room, size, alpha, beta); });
+        }));
+  });
 }
 
 } // namespace
@@ -80,10 +72,11 @@ mx::array axpby_op(const mx::array& x, const mx::array& y, float alpha, float be
   if (x.shape() != y.shape() || x.dtype() != y.dtype()) {
     throw std::invalid_argument("axpby: x and y must have one shape and one dtype");
   }
-  if (x.dtype() != mx::float32 && x.dtype() != mx::float16 && x.dtype() != mx::bfloat16) {
+  if (!is_supported(x.dtype())) {
     throw std::invalid_argument("axpby: x must be float32, float16 or bfloat16");
   }
   auto stream = mx::default_stream(mx::Device::cpu);
+  settle(stream);
   return mx::array(
       x.shape(),
       x.dtype(),

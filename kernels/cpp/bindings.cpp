@@ -15,6 +15,7 @@ using namespace nb::literals;
 
 namespace tinyllm {
 std::atomic<bool> watching_outputs{false};
+std::atomic<bool> a_kernel_threw{false};
 }
 
 NB_MODULE(tinyllm_native, module) {
