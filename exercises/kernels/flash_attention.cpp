@@ -185,9 +185,17 @@ void hide(
       for (size_t j = std::max(j_begin, first_hidden); j < j_end; ++j) {
         row[j - j_begin] = kNothing;
       }
-    } else if (call.kind != MaskKind::none) {
-      for (size_t j = j_begin; j < j_end; ++j) {
-        row[j - j_begin] += mask_at(call, b, h, i, j);
+    } else if (call.kind != MaskKind::none) { // mask_at, with its question about the kind asked once a row
+      const size_t step = call.mask_strides[3];
+      const size_t at = b * call.mask_strides[0] + h * call.mask_strides[1] + i * call.mask_strides[2] + j_begin * step;
+      if (call.kind == MaskKind::additive) {
+        for (size_t n = 0; n < j_end - j_begin; ++n) {
+          row[n] += call.additive[at + n * step];
+        }
+      } else {
+        for (size_t n = 0; n < j_end - j_begin; ++n) {
+          row[n] = call.boolean[at + n * step] ? row[n] : kNothing;
+        }
       }
     }
     std::fill(row + (j_end - j_begin), row + kKeyTile, kNothing);
