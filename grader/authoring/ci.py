@@ -77,12 +77,15 @@ def command(arguments: Sequence[str], folder: Path, environment: Mapping[str, st
     return Result.of([told] if done.returncode else [])
 
 
-def measured_tests(root: Path, folder: Path) -> Result:
-    """The project's own tests under coverage. `folder` is for the data, so that the clone stays clean."""
+def measured_tests(root: Path, folder: Path, jobs: int = 1) -> Result:
+    """The project's own tests under coverage, `jobs` files at a time. `folder` is for the data, so that the
+    clone stays clean."""
     junit = folder / "junit.xml"
     measured = {"COVERAGE_FILE": str(folder / ".coverage")}
     pytest = ["coverage", "run", "--parallel-mode", "-m", "pytest", "grader/tests", f"--junitxml={junit}"]
-    ran = command(pytest, root, measured)
+    # A file stays in one process: what its tests share (a compiled kernel, a trained model) is made once.
+    several = ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
+    ran = command([*pytest, *several], root, measured)
     # A grading child that was killed while it wrote its data leaves a file that cannot be read.
     combined = command(["coverage", "combine", "--quiet"], root, {**measured, "PYTHONWARNINGS": "ignore"})
     for unreadable in folder.glob(".coverage.*"):

@@ -122,7 +122,7 @@ def ci(jobs: int) -> None:
             ci_.Step("specs", lambda: _check_specs(clone, course, course.days)),
             ci_.Step("cuda", lambda: _check_cuda(clone)),
             ci_.Step("sanitizers", lambda: _sanitize(clone, quick=True)),
-            ci_.Step("tests", lambda: ci_.measured_tests(clone.root, Path(folder))),
+            ci_.Step("tests", lambda: ci_.measured_tests(clone.root, Path(folder), jobs)),
             ci_.Step("verify", lambda: _verify_step(clone, course, jobs)),
         ]
         passed = ci_.run_steps(steps, click.echo)
