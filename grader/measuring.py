@@ -237,7 +237,8 @@ class Bench:
         bar = None
         for words, bound in given:
             kept = {"at most": value <= bound, "at least": value >= bound, "exactly": value == bound}[words]
-            bar = Bar(f"{words} {number(bound)}", Verdict.MET if kept else Verdict.MISSED)
+            of = "%" if unit == "%" else ""
+            bar = Bar(f"{words} {number(bound)}{of}", Verdict.MET if kept else Verdict.MISSED)
         self._emit("count", asdict(Count(title, value, unit, bar)))
 
     def share(self, title: str, rates: Sequence[float], limit: float, *, at_least: float) -> None:
