@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tinyllm import kernels
+from tinyllm.kernels.gpu_source import GpuFault
+
 from . import catalog, faults, forbid
 from .catalog import KERNELS, Day, Task
 from .clone import Clone, find_clone
@@ -30,6 +33,9 @@ from .tripwires import ForbiddenAPI, Tripwires
 
 if TYPE_CHECKING:
     from tinyllm.kernels import build
+
+METAL = ".metal"
+KERNEL_MODULES = Path(kernels.__path__[0])
 
 Emit = Callable[[str, Mapping[str, Any]], None]
 
@@ -116,7 +122,7 @@ class Grading:
         self.only_task = only_task
         self._relative = faults.shown_path(clone, tree)
         self.frames = FrameRecorder(tree.owns, self._relative)
-        self.tripwires = Tripwires(day.rules, tree.owns, self._is_test)
+        self.tripwires = Tripwires(day.rules, tree.owns, self._is_ours)
         self.findings: tuple[tuple[str, forbid.Finding], ...] = ()
         self.finished = 0
         self._modules: dict[str, ModuleType] = {}
@@ -132,7 +138,20 @@ class Grading:
         # On GPUs with TF32 a float32 matmul keeps 10 bits by default; the tolerances are those of float32.
         os.environ.setdefault("MLX_ENABLE_TF32", "0")
         self.tree.install()
+        self._find_gpu_kernels()
         self.tripwires.arm()
+
+    def _find_gpu_kernels(self) -> None:
+        """Where single .metal files are replaced by others, launches read those."""
+        replaced = {
+            m.removeprefix(KERNELS): file
+            for m, file in self.tree.overlays.items()
+            if m.startswith(KERNELS) and m.endswith(METAL)
+        }
+        if replaced:
+            from tinyllm.kernels import gpu
+
+            gpu.overlay(self.tree.package, replaced)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -235,7 +254,8 @@ class Grading:
 
     def modules_with(self, name: str) -> tuple[str, ...]:
         """The modules that a task asks to define `name`; for a name that no task lists, all of the day's."""
-        named = [s.module for t in self.day.tasks for s in t.symbols if s.name.split(".")[0] == name]
+        symbols = [s for t in self.day.tasks for s in t.symbols if not s.module.endswith(METAL)]
+        named = [s.module for s in symbols if s.name.split(".")[0] == name]
         return tuple(dict.fromkeys(named)) or tuple(m for m in self.day.modules if m.endswith(".py"))
 
     def _import_problem(self, module: str, error: BaseException) -> NotThere:
@@ -350,6 +370,8 @@ class Grading:
                 return Outcome.CRASHED, Failure(
                     summary=f"The code ended the program: {name}.", frames=frames, detail=detail
                 )
+            case GpuFault():
+                return self._gpu_failure(error, frames, detail)
             case MemoryError():
                 return Outcome.OUT_OF_MEMORY, Failure(
                     summary="The code asked for more memory than there is.", frames=frames, detail=detail
@@ -364,6 +386,17 @@ class Grading:
                 summary = f"{type(error).__name__}: {first_line(error)}"
         checked = "" if frames else f"called as: {library_tail(tb, self.day.folder)}"
         return Outcome.FAILED, Failure(summary=summary, checked=checked, frames=ends(frames), detail=detail)
+
+    def _gpu_failure(
+        self, error: GpuFault, frames: tuple[Frame, ...], detail: str
+    ) -> tuple[Outcome, Failure]:
+        """A GPU kernel that does not compile or did what no kernel may, at its line in the .metal file."""
+        file, line, message = error.place
+        path = self.tree.path_of(KERNELS + file)
+        shown = self._relative(path)
+        kernel = Frame(path=shown, line=line, function="", source=source_line(str(path), line))
+        summary = f"{shown}, line {line}: {message}."
+        return Outcome.FAILED, Failure(summary=summary, frames=(*ends(frames)[:2], kernel), detail=detail)
 
     def _unfinished(
         self, item: pytest.Item, day_id: str, number: int, text: str, frames: tuple[Frame, ...], detail: str
@@ -401,8 +434,10 @@ class Grading:
     def _task(self, item: pytest.Item) -> Task | None:
         return next((t for t in self.day.tasks if t.id == _task_number(item)), None)
 
-    def _is_test(self, filename: str) -> bool:
-        return Path(filename).is_relative_to(self.clone.checkpoints)
+    def _is_ours(self, filename: str) -> bool:
+        """Whether a file may use everything: a test, or what launches a solution's kernels."""
+        path = Path(filename)
+        return path.is_relative_to(self.clone.checkpoints) or path.parent == KERNEL_MODULES
 
 
 def check_name(nodeid: str) -> str:

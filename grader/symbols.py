@@ -79,9 +79,9 @@ def is_stub(text: str) -> bool:
 
 
 def is_empty_region(text: str) -> bool:
-    """Whether a marked region is a stub's: nothing but comments and the throw that says so."""
+    """Whether a marked region is a stub's: nothing but comments and the line that says so."""
     inner = [line.strip() for line in text.split("\n")]
-    return all(not line or line.startswith(("//", "throw NotWritten(")) for line in inner)
+    return all(not line or line.startswith(("//", "throw NotWritten(", "NOT_WRITTEN(")) for line in inner)
 
 
 def _only_raises(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,16 @@ def tolerance(
     """How far `check.close` lets an element be off: magnitude * u * (roundings + sqrt(terms))."""
     relative = UNIT_ROUNDOFF[dtype] * (roundings + math.sqrt(terms))
     return np.asarray(magnitude) * relative + SMALLEST_STEP[dtype]
+
+
+@contextmanager
+def simulated() -> Iterator[list[Any]]:
+    """GPU kernels that are launched in the block run in the simulator; the list fills with what each cost
+    (tinyllm.kernels.gpu.Launch: bytes read and written, barriers, and so on)."""
+    from tinyllm.kernels import gpu
+
+    with gpu.simulated() as launches:
+        yield launches
 
 
 def not_run_here(reason: str) -> None:

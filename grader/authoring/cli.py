@@ -70,6 +70,12 @@ def specs(day: str) -> None:
     _end(_check_specs(clone, course, course.select(day)))
 
 
+@main.command()
+def cuda() -> None:
+    """Compile every GPU kernel of reference/ for CUDA with NVRTC. No GPU is needed."""
+    _end(_check_cuda(find_clone()))
+
+
 _jobs = click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -106,6 +112,7 @@ def ci(jobs: int) -> None:
             ci_.Step("imports", lambda: _check_imports(clone, course)),
             ci_.Step("stubs", lambda: _check_stubs(clone, course)),
             ci_.Step("specs", lambda: _check_specs(clone, course, course.days)),
+            ci_.Step("cuda", lambda: _check_cuda(clone)),
             ci_.Step("tests", lambda: ci_.measured_tests(clone.root, Path(folder))),
             ci_.Step("verify", lambda: _verify_step(clone, course, jobs)),
         ]
@@ -144,6 +151,15 @@ def _check_imports(clone: Clone, course: Course) -> ci_.Result:
 def _check_specs(clone: Clone, course: Course, days: Sequence[Day]) -> ci_.Result:
     names = " ".join(day.name for day in days)
     return _told(spec_checks.problems(clone, days), f"Spec, lesson and tests belong together: {names}")
+
+
+def _check_cuda(clone: Clone) -> ci_.Result:
+    return ci_.command(["tinyllm.kernels.gpu_cuda_check", *map(str, kernels_of(clone))], clone.root)
+
+
+def kernels_of(clone: Clone) -> list[Path]:
+    """The GPU kernels' files of the reference."""
+    return sorted(clone.reference.joinpath("kernels").glob("*.metal"))
 
 
 def _told(problems: Sequence[str], fine: str) -> ci_.Result:

@@ -360,20 +360,24 @@ def region_stub(source: str, day: str, tasks: set[int], place: str) -> str:
     return "".join(_outside_regions(source, day, tasks, place))
 
 
-def _not_written(place: str, day: str, task: str) -> str:
-    """The line that stands for a cut part. C++ can say so when it runs; a GPU kernel cannot throw."""
+def _not_written(place: str, day: str, task: str, function: str) -> str:
+    """The line that stands for a cut part. A C++ kernel throws when it runs; a GPU kernel cannot, so its
+    launcher looks for the line."""
     path = Path(place)
-    if path.suffix == ".cpp":
-        return f'throw NotWritten("day {day}, task {task}: {path.stem}");  // write this part'
-    return f"// day {day}, task {task}: write this part"
+    if path.suffix == ".metal":
+        return f'NOT_WRITTEN("day {day}, task {task}: {function or path.stem}");  // write this part'
+    return f'throw NotWritten("day {day}, task {task}: {path.stem}");  // write this part'
 
 
 def _outside_regions(source: str, day: str, tasks: set[int], place: str) -> Iterator[str]:
     inside: str | None = None
     opened_at = 0
+    function = ""  # the one that the line is in, if its header begins at the left edge
     for number, line in enumerate(_lines(source), start=1):
         opening = re.match(r"(\s*)//\s*\[task\s+(\d+)\b", line)
         closing = re.match(r"\s*//\s*task\s+(\d+)\]", line)
+        header = re.match(r"(?!//)[A-Za-z_][\w:<> ]*?\b(\w+)\(", line)
+        function = header[1] if header else function
         if opening:
             if inside is not None:
                 raise SpecError(
@@ -383,7 +387,7 @@ def _outside_regions(source: str, day: str, tasks: set[int], place: str) -> Iter
             if int(inside) not in tasks:
                 raise SpecError(f"{place}:{number}: day {day} has no task {inside}")
             yield line
-            yield f"{opening[1]}{_not_written(place, day, inside)}\n"
+            yield f"{opening[1]}{_not_written(place, day, inside, function)}\n"
         elif closing:
             if closing[1] != inside:
                 raise SpecError(f"{place}:{number}: task {closing[1]} ends here but did not begin")
