@@ -134,9 +134,10 @@ class Day:
 class Engine:
     """One way of running the model with a tree's code, for `generate` and `chat`.
 
-    The three symbols take and give what days 1.5 to 1.7 say: model(the model that mlx_lm.load returns) is a
-    function from ids to logits; generate(model, tokenizer, prompt, sampler=, max_tokens=, stop=) yields text;
-    sampler(temp, top_p, top_k, ...) is a function from log-probabilities to ids.
+    The three symbols take and give what their days say: model(the model that mlx_lm.load returns) is a
+    function from ids, and whatever else generate passes, to logits; generate(model, tokenizer, prompt,
+    sampler=, max_tokens=, stop=) yields text; sampler(temp, top_p, top_k, ...) is a function from
+    log-probabilities to ids.
     """
 
     id: str

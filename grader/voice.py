@@ -123,7 +123,7 @@ class Voice:
 
     def reply(self, request: Mapping[str, Any]) -> None:
         """Reply to a request (its keys: see speaking.Ask), as events "began", "piece" ..., "done"."""
-        watched = Watched(self.model, self._check_logits)
+        starts: list[float] = []  # of the calls that gave a token
         self._stood = None
         self._replying = True
         try:
@@ -131,13 +131,14 @@ class Voice:
             most = min(request["max_tokens"], self.context - tokens)
             self._emit("began", {"prompt_tokens": tokens, "dropped": dropped, "most": most})
             options = {"sampler": self._sampler(request), "max_tokens": most, "stop": tuple(request["stop"])}
+            watched = Watched(self.model, tokens, starts, self._check_logits)
             with self._telling(self.engine.generate):
                 self._pass_on(self._generate(watched, self.tokenizer, prompt, **options))
         except Stopped:
             pass
         finally:
             self._replying = False
-        starts, ended = watched.starts, time.perf_counter()
+        ended = time.perf_counter()
         self.emit(
             "done",
             {
@@ -218,8 +219,9 @@ class Voice:
             raise self._wrong(symbol, f"gave {_kind(sampler)}, which cannot be called.")
         return sampler
 
-    def _check_logits(self, inputs: Any, logits: Any) -> None:
-        """Of the first step: a model whose output has the wrong form would fail somewhere in the next day."""
+    def _check_logits(self, inputs: Any, logits: Any, needed: bool) -> None:
+        """Up to the first token: a model whose output has the wrong form would fail somewhere in the next
+        day. The values are looked at only if they are `needed`: MLX would have to compute them."""
         symbol = self.engine.model
         if not isinstance(inputs, mx.array) or inputs.ndim != 2:
             given = f"ids {tuple(inputs.shape)}" if isinstance(inputs, mx.array) else _kind(inputs)
@@ -230,7 +232,7 @@ class Voice:
         if logits.ndim != 3 or (logits.shape[0], logits.shape[2]) != (wanted[0], wanted[2]):
             shapes = f"{tuple(logits.shape)}, not {wanted}"
             raise self._wrong(symbol, f"called with ids {tuple(inputs.shape)} gave logits {shapes}.")
-        if mx.any(mx.isnan(logits[:, -1])).item():
+        if needed and mx.any(mx.isnan(logits[:, -1])).item():
             raise self._wrong(symbol, "gave logits that are nan: either the code or the weights are wrong.")
 
     # ---- what goes wrong
@@ -265,17 +267,32 @@ class Voice:
 
 
 class Watched:
-    """The tree's model with each call noted; everything else about it is its own."""
+    """The tree's model with its calls noted; everything else about it is its own.
 
-    def __init__(self, model: Any, check: Callable[[Any, Any], None]) -> None:
-        vars(self).update(_model=model, _check=check, starts=[])
+    `starts` gets the time of each call that gives a token. A call that ends inside the prompt gives none: it
+    fills caches, and its logits may never be computed. `check(inputs, logits, needed)` is called up to the
+    first one that does.
+    """
+
+    def __init__(
+        self, model: Any, prompt_tokens: int, starts: list[float], check: Callable[[Any, Any, bool], None]
+    ) -> None:
+        vars(self).update(_model=model, _prompt_tokens=prompt_tokens, _starts=starts, _check=check)
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.starts.append(time.perf_counter())
+        start = time.perf_counter()
         logits = self._model(inputs, *args, **kwargs)
-        if len(self.starts) == 1:
-            self._check(inputs, logits)
+        needed = not self._is_inside_prompt(inputs, *args, **kwargs)
+        if not self._starts:
+            self._check(inputs, logits, needed)
+        if needed:
+            self._starts.append(start)
         return logits
+
+    def _is_inside_prompt(self, inputs: Any, offset: Any = 0, *_: Any, **__: Any) -> bool:
+        if self._starts or not isinstance(inputs, mx.array) or inputs.ndim != 2 or inputs.shape[1] == 1:
+            return False
+        return isinstance(offset, int) and offset + inputs.shape[1] < self._prompt_tokens
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

@@ -194,7 +194,7 @@ USAGE = {
     ("generate", "x", "--raw", "--system", "y"): "--raw takes the prompt as it is",
     ("generate", "x", "--top-p", "0.9"): "--top-p needs --temp above 0",
     ("generate", "x", "--stop", ""): "--stop: an empty text would end every reply",
-    ("generate", "x", "--engine", "week9"): "There is no engine called 'week9'. Engines: week1",
+    ("generate", "x", "--engine", "week9"): "There is no engine called 'week9'. Engines: week1 cached",
     ("generate", "x", "--borrow", "9.9"): "There is no day called '9.9'",
     ("generate", "x", "--model", "nowhere"): "There is no folder nowhere",
     ("chat", "--max-tokens", "0"): "--max-tokens",

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from tinyllm.grader import catalog, speaking
+from tinyllm.grader import catalog, models, speaking
 from tinyllm.grader.bench.workshop import finished_copy
 from tinyllm.grader.clone import Clone, installed_root
 from tinyllm.grader.tests import small_models
@@ -48,7 +48,13 @@ def say(clone: Clone, folder: Path) -> Iterator[Say]:
     trees = []
 
     def say(
-        files: Files | None = None, model: Path = folder, *, seed: int = 1, **request: Any
+        files: Files | None = None,
+        model: Path = folder,
+        *,
+        seed: int = 1,
+        engine: str = "week1",
+        replies: int = 1,
+        **request: Any,
     ) -> list[dict[str, Any]]:
         for name, text in (files or {}).items():
             (clone.exercises / name).write_text(text)
@@ -58,10 +64,11 @@ def say(clone: Clone, folder: Path) -> Iterator[Say]:
         trees.append(tree)
         forget()
         voice = Voice(
-            clone, course.engines[0], tree, lambda name, data: events.append({"event": name, **data})
+            clone, course.engine(engine), tree, lambda name, data: events.append({"event": name, **data})
         )
         voice.load(model, {}, context=small_models.CONTEXT, seed=seed)
-        voice.reply({**vars(speaking.Ask(messages=TURN)), **request})
+        for _ in range(replies):
+            voice.reply({**vars(speaking.Ask(messages=TURN)), **request})
         return events
 
     yield say
@@ -284,15 +291,69 @@ def test_the_watched_model_is_the_model_but_for_being_called() -> None:
     class Inner:
         layers = 3
 
-        def __call__(self, inputs: list[int], offset: int = 0) -> int:
-            return len(inputs) + offset
+        def __call__(self, inputs: mx.array, offset: int = 0, cache: object = None) -> int:
+            return inputs.size + offset
 
-    inner, seen = Inner(), []
-    watched = Watched(inner, lambda *given: seen.append(given))
+    inner, starts, seen = Inner(), [], []
+    watched = Watched(inner, 5, starts, lambda *given: seen.append(given[1:]))
     watched.cache = "kept"
     assert (watched.layers, inner.cache) == (3, "kept")
-    assert [watched([1, 2]), watched([1], offset=5)] == [2, 6]
-    assert len(watched.starts) == 2
-    assert seen == [([1, 2], 2)]
+    # Two calls inside a prompt of five tokens, one with its last, and one with the next token.
+    calls = [(mx.zeros((1, 2)), 0), (mx.zeros((1, 2)), 2), (mx.zeros((1, 1)), 4), (mx.zeros((1, 1)), 5)]
+    assert [watched(ids, offset, cache=None) for ids, offset in calls] == [2, 4, 5, 6]
+    assert len(starts) == 2
+    assert seen == [(2, False), (4, False), (5, True)]
     with pytest.raises(AttributeError, match="nothing"):
         _ = watched.nothing
+
+
+def test_the_watched_model_without_a_cache() -> None:
+    starts, seen = [], []
+    watched = Watched(lambda ids: ids.size, 3, starts, lambda *given: seen.append(given[1:]))
+    assert [watched(mx.zeros((1, length))) for length in (3, 4)] == [3, 4]
+    assert (len(starts), seen) == (2, [(3, True)])
+
+
+@pytest.mark.parametrize("engine", [e.id for e in catalog.load(Clone(installed_root())).engines])
+def test_every_engine_says_the_same(say: Say, tmp_path: Path, engine: str) -> None:
+    """Greedy, on weights of every kind, with the same count of tokens."""
+    folders = {
+        "float32": {},
+        "4 bits": {"bits": 4, "dtype": mx.bfloat16},
+        "qwen3": {"family": "qwen3", "dtype": mx.float16},
+    }
+    for name, options in folders.items():
+        folder = small_models.write(tmp_path / name, **options)
+        for text in ("Hello", "H"):
+            events = say(model=folder, engine=engine, messages=[{"role": "user", "content": text}])
+            assert text_of(events) == small_models.TEXT
+            assert events[-1]["tokens"] == small_models.STEPS
+    assert text_of(say(engine=engine, messages=None, text="T")) == small_models.TEXT[1:]
+
+
+def test_nothing_is_kept_from_one_reply_to_the_next(say: Say) -> None:
+    """Whatever an engine keeps (caches) is one reply's."""
+    assert text_of(say(engine="cached", replies=3)) == small_models.TEXT * 3
+
+
+def test_a_prefill_is_not_made_to_compute_its_logits(say: Say) -> None:
+    """nan logits inside the prompt do not matter; those that a token is chosen from do."""
+
+    def model(zero: str) -> Files:
+        body = (
+            "    def __init__(self, m): ...\n    def create_kv_cache(self): return []\n"
+            f"    def __call__(self, x, offset, cache): return mx.zeros((1, x.shape[1], 320)) / ({zero})\n"
+        )
+        return {"week2/qwen2_model.py": f"import mlx.core as mx\n\n\nclass Qwen2ModelWeek2:\n{body}"}
+
+    events = say(model("x.shape[1] == 1"), engine="cached", max_tokens=2)
+    assert events[-1]["tokens"] == 2
+    with pytest.raises(Told, match="Qwen2ModelWeek2 gave logits that are nan"):
+        say(model("x.shape[1] > 1"), engine="cached")
+
+
+def test_tiny_qwen2_says_the_same_with_a_cache(say: Say) -> None:
+    asked = {"messages": [{"role": "user", "content": "Tell me a story about Anna."}], "max_tokens": 12}
+    shipped = models.shipped(Clone(installed_root()))
+    plain, cached = (text_of(say(model=shipped, engine=e, **asked)) for e in ("week1", "cached"))
+    assert plain == cached != ""

@@ -1,0 +1,161 @@
+"""Day 2.1: Qwen2 and Qwen3 with a key-value cache: a call runs the new tokens alone.
+
+Built from week 1's parts. What later days make faster comes in as arguments: what a linear layer of the
+checkpoint becomes, what its embedding becomes, and the attention. Day 2.2 passes functions that keep the
+weights packed, day 2.4 an attention that never holds the scores; this file stays as it is.
+
+Letters: N batch, L new tokens, S tokens so far, E hidden size, V vocabulary size, H_q query heads, H
+key/value heads, D head dim. `N..` is zero or more leading axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from ..week1.attention import linear
+from ..week1.gqa import scaled_dot_product_attention_grouped
+from ..week1.norm_mlp import RMSNorm, silu
+from ..week1.qwen2_model import Embedding, dequantize_linear
+from ..week1.rope import RoPE
+from .kv_cache import Mask, TinyKvCache, TinyKvStepCache
+
+Linear = Callable[[mx.array], mx.array]  # (N.., in) -> (N.., out), of the same dtype
+Attention = Callable[..., mx.array]  # with the arguments of scaled_dot_product_attention_grouped
+
+
+class TokenEmbedding(Protocol):
+    """An embedding in both directions, as day 1.5's Embedding has them."""
+
+    def __call__(self, x: mx.array) -> mx.array: ...
+
+    def as_linear(self, x: mx.array) -> mx.array: ...
+
+
+def dense_linear(mlx_layer: Any) -> Linear:
+    """A linear layer of the checkpoint as a function x -> x W^T + b, with its weight dequantised once.
+
+    Args:
+        mlx_layer: an mlx.nn Linear or QuantizedLinear; without a `bias` nothing is added.
+    """
+    weight, bias = dequantize_linear(mlx_layer), getattr(mlx_layer, "bias", None)
+    return lambda x: linear(x, weight, bias)
+
+
+def dense_embedding(mlx_layer: Any) -> TokenEmbedding:
+    """The checkpoint's embedding as day 1.5's Embedding, with its weight dequantised once.
+
+    Args:
+        mlx_layer: an mlx.nn Embedding or QuantizedEmbedding.
+    """
+    weight = dequantize_linear(mlx_layer)
+    return Embedding(*weight.shape, weight)
+
+
+class CachedAttention:
+    """The attention layer of Qwen2 and Qwen3, for L new tokens behind those that a cache holds.
+
+    q_proj, k_proj, v_proj and o_proj are functions from N x L x in to N x L x out, with whatever bias they
+    have inside.
+
+    The new tokens stand at positions offset to offset + L - 1. Queries and keys are turned there, rope(x,
+    slice), after q_norm and k_norm where there are these; values are not turned.
+
+    Each call updates the cache once, with keys and values as attention reads them: N x H x L x D, and the
+    keys normed and turned. The update is cache.update_and_fetch(key, value, mask_length=L, mask=mask), with
+    the mask that the layer was given.
+
+    The result of attention(query, key, value, mask=mask), with the query N x H_q x L x D and with the key,
+    the value and the mask that the cache returned, goes through o_proj, heads side by side.
+
+    The result has x's shape and x's dtype, and x is only read.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        q_proj: Linear,
+        k_proj: Linear,
+        v_proj: Linear,
+        o_proj: Linear,
+        rope: RoPE,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
+        attention: Attention = scaled_dot_product_attention_grouped,
+    ) -> None:
+        """num_heads H_q; num_kv_heads H, which divides H_q; rope and the norms take N x L x heads x D."""
+        raise NotImplementedError("day 2.1, task 3: CachedAttention.__init__")
+
+    def __call__(self, x: mx.array, offset: int, cache: TinyKvCache, mask: Mask = None) -> mx.array:
+        """x: (N, L, E), the new tokens; offset: tokens in the cache before the call; mask: for the cache."""
+        raise NotImplementedError("day 2.1, task 3: CachedAttention.__call__")
+
+
+class CachedBlock:
+    """One layer: attention and the gated MLP, each on a normalised copy of the stream, as on day 1.5."""
+
+    def __init__(
+        self,
+        input_layernorm: RMSNorm,
+        self_attn: CachedAttention,
+        post_attention_layernorm: RMSNorm,
+        gate_proj: Linear,
+        up_proj: Linear,
+        down_proj: Linear,
+    ) -> None:
+        self.input_layernorm = input_layernorm
+        self.self_attn = self_attn
+        self.post_attention_layernorm = post_attention_layernorm
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    def __call__(self, x: mx.array, offset: int, cache: TinyKvCache, mask: Mask = None) -> mx.array:
+        """x: (N, L, E), offset, cache and mask as in CachedAttention; same shape and dtype back."""
+        h = x + self.self_attn(self.input_layernorm(x), offset, cache, mask)
+        normed = self.post_attention_layernorm(h)
+        return h + self.down_proj(silu(self.gate_proj(normed)) * self.up_proj(normed))
+
+
+class Qwen2ModelWeek2:
+    """Qwen2 or Qwen3 with the weights of a model that mlx-lm loaded, run on new tokens alone.
+
+    A linear layer of the checkpoint is used as linear_of(layer) gives it, its embedding as
+    embedding_of(layer) does; every layer's attention is the one given. If args.tie_word_embeddings is true
+    the head is the embedding's as_linear, otherwise linear_of(mlx_model.lm_head).
+
+    The configuration comes from mlx_model.args, as on day 1.5, and D from the rows of q_proj's weight. Each
+    attention has q_norm and k_norm where the checkpoint has them, with eps rms_norm_eps.
+
+    model(inputs, offset, cache) maps the ids of L new tokens, N x L, to their logits, N x L x V, in the
+    checkpoint's dtype. offset is the number of tokens that each cache holds before the call, and layer i
+    uses cache[i].
+
+    A new token sees itself and everything before it, in the cache too: the mask is "causal", or None for
+    L = 1.
+
+    create_kv_cache() gives a list of new, empty caches, one a layer; num_hidden_layers is their number. The
+    model itself keeps nothing from one call to the next.
+    """
+
+    def __init__(
+        self,
+        mlx_model: Any,
+        linear_of: Callable[[Any], Linear] = dense_linear,
+        embedding_of: Callable[[Any], TokenEmbedding] = dense_embedding,
+        attention: Attention = scaled_dot_product_attention_grouped,
+    ) -> None:
+        """mlx_model: the model that mlx_lm.load returns beside the tokenizer, model_type qwen2 or qwen3."""
+        raise NotImplementedError("day 2.1, task 4: Qwen2ModelWeek2.__init__")
+
+    @property
+    def num_hidden_layers(self) -> int:
+        raise NotImplementedError("day 2.1, task 4: Qwen2ModelWeek2.num_hidden_layers")
+
+    def create_kv_cache(self) -> list[TinyKvCache]:
+        raise NotImplementedError("day 2.1, task 4: Qwen2ModelWeek2.create_kv_cache")
+
+    def __call__(self, inputs: mx.array, offset: int, cache: Sequence[TinyKvCache]) -> mx.array:
+        """inputs: integers (N, L); returns (N, L, V). Positions stay below max_position_embeddings."""
+        raise NotImplementedError("day 2.1, task 4: Qwen2ModelWeek2.__call__")
