@@ -96,20 +96,31 @@ Event = Loading | Began | Piece | Done
 
 
 def default_engine(clone: Clone, course: Course, solution: str) -> Engine:
-    """The last engine whose days have all passed, else the first; of the reference, the last."""
+    """The last engine whose days have all passed (all of the reference's have), else the first.
+
+    One whose kernels would have to be compiled first, for some 20 seconds, is used only when it is asked for.
+    """
     if not course.engines:
         raise UsageError("This course has no engine to run a model with (course.toml, [[engines]]).")
-    if solution == "reference":
-        return course.engines[-1]
-    if len(course.engines) == 1:
-        return course.engines[0]
-    from . import attempts, standing
+    ready = list(course.engines)
+    if solution != "reference" and len(ready) > 1:
+        from . import attempts, standing
 
-    events, _ = attempts.read(clone)
-    hashes = standing.exercise_hashes(clone, course)
-    finished = {s.day for s in standing.standings(course, events, hashes) if s.finished}
-    ready = [e for e in course.engines if finished.issuperset(e.days)]
-    return (ready or course.engines[:1])[-1]
+        events, _ = attempts.read(clone)
+        hashes = standing.exercise_hashes(clone, course)
+        finished = {s.day for s in standing.standings(course, events, hashes) if s.finished}
+        ready = [e for e in ready if finished.issuperset(e.days)]
+    runnable = (e for e in reversed(ready) if _has_its_kernels(clone, course, solution, e))
+    return next(runnable, course.engines[0])
+
+
+def _has_its_kernels(clone: Clone, course: Course, solution: str, engine: Engine) -> bool:
+    files = course.kernels(course.day(d) for d in engine.days)
+    if not files:
+        return True
+    from tinyllm.kernels import build
+
+    return build.is_built(clone.tree(solution) / "kernels", files)
 
 
 class Speaker:

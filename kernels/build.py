@@ -65,9 +65,9 @@ def load(
     """The module built from the `*.cpp` files in `folder`; `overlays` ({"axpby.cpp": file}) replaces some.
 
     With `only`, file names, the other files are left out: whether they compile does not matter, and what is
-    theirs raises when it is used. So does what is of files that the folder never had. Builds the module when that has not been done before. One process can load
-    one state of a tree's kernels. Raises DoesNotCompile, or BuildFault when compiler, CMake or MLX's headers
-    are at fault.
+    theirs raises when it is used. So does what is of files that the folder never had. Builds the module when
+    that has not been done before. One process can load one state of a tree's kernels. Raises DoesNotCompile,
+    or BuildFault when compiler, CMake or MLX's headers are at fault.
     """
     built = build(folder, overlays, only)
     try:
@@ -89,23 +89,35 @@ def build(
     """The built module's file; builds it if it is not there. Safe to call from several processes at once."""
     sources = read_sources(folder, overlays, only)
     compiler = find_compiler()
-    setup = _hash([_toolchain(compiler), *(f"{p.name}\0{p.read_text()}" for p in _glue())])
-    state = _hash([setup, *(f"{name}\0{text}" for name, text in sorted(sources.items()))])
-    kept = cache.folder("kernels")
-    built = kept / f"{MODULE}-{state}.so"
+    setup, built = _place(sources, compiler)
     if built.is_file():
         built.touch()
         return built
-    workshop = kept / f"build-{setup}"
+    workshop = built.parent / f"build-{setup}"
     try:
         workshop.mkdir(parents=True, exist_ok=True)
-        _drop_old(kept)
+        _drop_old(built.parent)
         with _locked(workshop / ".lock"):
             if not built.is_file():
                 _compile(workshop, sources, compiler, built)
     except OSError as error:
-        raise BuildFault(f"{error.filename or kept}: {error.strerror}") from None
+        raise BuildFault(f"{error.filename or built.parent}: {error.strerror}") from None
     return built
+
+
+def is_built(folder: Path, only: Collection[str] | None = None) -> bool:
+    """Whether load would compile nothing. False also where nothing can be compiled."""
+    try:
+        return _place(read_sources(folder, None, only), find_compiler())[1].is_file()
+    except (OSError, BuildFault):
+        return False
+
+
+def _place(sources: Mapping[str, str], compiler: str) -> tuple[str, Path]:
+    """The hash of the set-up, and where the module built from these sources is or would be."""
+    setup = _hash([_toolchain(compiler), *(f"{p.name}\0{p.read_text()}" for p in _glue())])
+    state = _hash([setup, *(f"{name}\0{text}" for name, text in sorted(sources.items()))])
+    return setup, cache.folder("kernels") / f"{MODULE}-{state}.so"
 
 
 def read_sources(

@@ -64,6 +64,9 @@ class Launch:
     threadgroup: tuple[int, int, int]
     read: Mapping[str, int]  # bytes of device memory, by buffer
     written: Mapping[str, int]
+    lines: Mapping[
+        str, int
+    ]  # of 128 bytes, fetched to read from each buffer: what lanes read in step is one request
     most_read: int  # bytes, by the busiest thread
     most_written: int
     threadgroup_memory: int  # bytes that one threadgroup holds
@@ -91,6 +94,7 @@ class _Buffer(ctypes.Structure):
         ("output", ctypes.c_uint32),
         ("read", ctypes.c_uint64),
         ("written", ctypes.c_uint64),
+        ("lines", ctypes.c_uint64),
         ("writer", ctypes.c_void_p),
     )
 
@@ -187,6 +191,7 @@ def launch(
         threadgroup=threadgroup,
         read={b.name.decode(): b.read for b in buffers},
         written={b.name.decode(): b.written for b in buffers},
+        lines={b.name.decode(): b.lines for b in buffers},
         most_read=call.most_read,
         most_written=call.most_written,
         threadgroup_memory=call.shared_bytes,

@@ -498,8 +498,8 @@ def test_tiny_qwen2_as_without_a_cache(solution):
     """tiny-qwen2: the reply that mlx-lm makes without a cache, and one position a step"""
     tokenizer, mlx_model = RealTokenizer(), shipped_model("tiny-qwen2")
     prompt = tokenizer.encode(PROMPT, add_special_tokens=False)
-    reply = greedy_reply(mlx_model, prompt, 8, tokenizer.eos_token_ids)
-    require(len(reply) >= 4, f"only {len(reply)} tokens of the reply are beyond doubt")
+    reply = greedy_reply(mlx_model, prompt, 5, tokenizer.eos_token_ids)
+    require(len(reply) >= 3, f"only {len(reply)} tokens of the reply are beyond doubt")
     rows = []
 
     def linear_of(layer):

@@ -5,6 +5,7 @@
 
 #include "axpby_op.h"
 #include "flash_attention_op.h"
+#include "multiply_tile_op.h"
 #include "operation.h"
 #include "pool.h"
 #include "quantized_matmul_op.h"
@@ -36,6 +37,40 @@ NB_MODULE(tinyllm_native, module) {
       "bits"_a,
       "version"_a = 0,
       "a (.., I) times the transpose of packed weights (O, I), on the CPU; version: a step of the ladder, 0 chooses.");
+  // Each step of the ladder under its own name too.
+  const char* const steps[] = {
+      "quantized_matmul_plain",
+      "quantized_matmul_grouped",
+      "quantized_matmul_vector",
+      "quantized_matmul_threads",
+      "quantized_matmul_tiled"};
+  for (int version = 1; version <= 5; ++version) {
+    module.def(
+        steps[version - 1],
+        [version](
+            const mlx::core::array& a,
+            const mlx::core::array& packed,
+            const mlx::core::array& scales,
+            const mlx::core::array& biases,
+            int group_size,
+            int bits) {
+          return tinyllm::quantized_matmul_op(a, packed, scales, biases, group_size, bits, version);
+        },
+        "a"_a,
+        "packed"_a,
+        "scales"_a,
+        "biases"_a,
+        "group_size"_a,
+        "bits"_a,
+        "quantized_matmul, by this step of its ladder.");
+  }
+  module.def(
+      "multiply_tile",
+      &tinyllm::multiply_tile_op,
+      "a"_a,
+      "b"_a,
+      "c"_a,
+      "c + a b for a (rows, depth), b (depth, 32) and c (rows, 32), float32; computed at once, for tests.");
   module.def(
       "flash_attention",
       &tinyllm::flash_attention_op,
@@ -58,4 +93,5 @@ NB_MODULE(tinyllm_native, module) {
       "on"_a,
       "Whether kernels write into memory that is watched: NaN where nothing was written, an error beside it.");
   module.def("thread_count", &tinyllm::thread_count, "How many threads the kernels share their work among.");
+  module.def("chunks_so_far", &tinyllm::chunks_so_far, "Chunks of work that all kernels so far were cut into.");
 }

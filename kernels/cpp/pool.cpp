@@ -39,6 +39,8 @@ void pause() {
 
 thread_local bool inside_a_chunk = false;
 
+std::atomic<size_t> all_chunks{0};
+
 class Pool {
  public:
   explicit Pool(int threads) : threads_(threads) {
@@ -161,9 +163,14 @@ int thread_count() {
   return pool().threads();
 }
 
+size_t chunks_so_far() {
+  return all_chunks;
+}
+
 namespace detail {
 
 void run(size_t chunks, void (*call)(const void*, size_t), const void* work) {
+  all_chunks += chunks;
   if (chunks > 1 && !inside_a_chunk) {
     Pool& shared = pool();
     if (shared.threads() > 1 && shared.try_run(static_cast<uint32_t>(chunks), call, work)) {

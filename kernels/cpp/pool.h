@@ -25,4 +25,7 @@ void parallel_for(size_t chunks, const Work& work) {
 // How many threads share the work, the caller's included.
 int thread_count();
 
+// Chunks of all calls so far, also of those that the calling thread did alone. A test counts with it.
+size_t chunks_so_far();
+
 } // namespace tinyllm

@@ -126,7 +126,7 @@ mx::array quantized_matmul_op(
   require(a.ndim() >= 1, "quantized_matmul: a needs at least one axis");
   const int I = a.shape(-1);
   const int O = packed.shape(0);
-  require(I % group_size == 0, "quantized_matmul: a row of a must be a whole number of groups");
+  require(I > 0 && I % group_size == 0, "quantized_matmul: a row of a must be a whole number of groups");
   require(packed.shape(1) * 32 == I * bits, "quantized_matmul: rows of a and of the weights differ in length");
   const mx::Shape groups{O, I / group_size};
   require(

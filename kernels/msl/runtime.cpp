@@ -29,6 +29,8 @@ constexpr int LANES = 32;
 constexpr size_t STACK = 128 * 1024;
 constexpr size_t SHARED_LIMIT = 32 * 1024; // what Metal gives a threadgroup
 constexpr uint16_t MANY = 0xffff;
+constexpr uint64_t LINE = 128; // bytes that device memory moves at once
+constexpr size_t REMEMBERED = 4096; // reads of a thread between two meetings of its SIMD-group
 
 enum class Status { ready, at_barrier, in_simd, ended };
 
@@ -63,6 +65,7 @@ struct Thread {
   SimdOperation operation;
   uint64_t word; // what it hands to the SIMD operation
   uint64_t read, written;
+  std::vector<uint64_t> reads; // since its SIMD-group last met: the buffer's number and the line, in one word
 };
 
 namespace {
@@ -199,6 +202,41 @@ void prepare(Thread& thread) {
 
 // ---- reports ----
 
+// What the lanes of a SIMD-group have read since they last met: they read in step, so the first read of each is one
+// request, the second the next, and a request costs as many lines as it touches.
+void settle_reads(size_t first, size_t last) {
+  size_t most = 0;
+  for (size_t i = first; i < last; ++i) {
+    most = threads[i].reads.size() > most ? threads[i].reads.size() : most;
+  }
+  for (size_t k = 0; k < most; ++k) {
+    uint64_t seen[LANES];
+    int count = 0;
+    for (size_t i = first; i < last; ++i) {
+      if (k < threads[i].reads.size()) {
+        uint64_t line = threads[i].reads[k];
+        int j = 0;
+        while (j < count && seen[j] != line) {
+          ++j;
+        }
+        if (j == count) {
+          seen[count++] = line;
+          ++state.launch->buffer[line >> 56].lines;
+        }
+      }
+    }
+  }
+  for (size_t i = first; i < last; ++i) {
+    threads[i].reads.clear();
+  }
+}
+
+void settle_all_reads() {
+  for (size_t first = 0; first < threads.size(); first += LANES) {
+    settle_reads(first, first + LANES < threads.size() ? first + LANES : threads.size());
+  }
+}
+
 // "thread (3, 0, 0) of threadgroup (1, 0, 0)", in one of a few buffers.
 const char* name_of(uint32_t index) {
   static char texts[4][96];
@@ -296,6 +334,10 @@ bool device_read(Buffer* buffer, const char* address, size_t bytes, size_t align
   state.now->read += bytes;
   if (!device_allowed(*buffer, address, bytes, alignment, "reads")) {
     return false;
+  }
+  if (state.now->reads.size() < REMEMBERED) {
+    uint64_t number = static_cast<uint64_t>(buffer - state.launch->buffer);
+    state.now->reads.push_back(number << 56 | static_cast<uint64_t>(address - buffer->data) / LINE);
   }
   if (buffer->output && buffer->writer[(address - buffer->data) / buffer->element] == 0) {
     tell(device_unwritten, state.line, "%s reads %s before any thread has written it", name_of(state.now->index),
@@ -490,6 +532,7 @@ void run_simd_group(size_t number) {
       return;
     }
     ++state.launch->simd_operations;
+    settle_reads(first, last);
     simds[number].part += leader.operation == SimdOperation::barrier;
     for (size_t i = first; i < last; ++i) {
       simds[number].words[i - first] = threads[i].word;
@@ -584,6 +627,7 @@ void run_group() {
       ended += t.status == Status::ended;
       at_barrier += t.status == Status::at_barrier && t.line == threads[0].line;
     }
+    settle_all_reads();
     if (ended == threads.size()) {
       break;
     }

@@ -16,6 +16,7 @@ struct Buffer {
   uint32_t output;
   uint64_t read; // bytes, by all threads
   uint64_t written;
+  uint64_t lines; // of 128 bytes, that SIMD-groups had to fetch to read from it
   uint32_t* writer; // of each element of an output: 1 + the thread's number, 0 for none
 };
 

@@ -21,6 +21,7 @@ constexpr size_t kRows = kLanes == 16 ? 8 : kLanes == 8 ? 3 : 2;
 template <size_t rows>
 void multiply_rows(
     const float* a, size_t lda, const float* b, size_t ldb, float* c, size_t ldc, size_t depth) {
+  // [task 6
   Floats sum[rows][kVectors] = {};
   for (size_t k = 0; k < depth; ++k) {
     Floats of_b[kVectors];
@@ -39,6 +40,7 @@ void multiply_rows(
       Vector::store(to, Vector::load(to) + sum[r][v]);
     }
   }
+  // task 6]
 }
 
 } // namespace

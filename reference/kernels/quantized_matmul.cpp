@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "bodies.h"
@@ -97,6 +98,7 @@ struct Arranged {
 
   template <typename T>
   Arranged(const T* a, size_t I, size_t group_size) : numbers(I), sums(I / group_size) {
+    // [task 5
     for (size_t i = 0; i < I; ++i) {
       const auto x = static_cast<float>(a[i]);
       const size_t vector = i / (W * P), lane = i / P % W, j = i % P;
@@ -105,12 +107,14 @@ struct Arranged {
       numbers[(vector * P + j) * W + lane] = x / power;
       sums[i / group_size] += x;
     }
+    // task 5]
   }
 };
 
 // out[begin .. end) of one row of a. Four outputs at a time: a vector of a is loaded once and used four times.
 template <size_t W, size_t bits, typename T>
 void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T* out, size_t begin, size_t end) {
+  // [task 5
   using Vector = Lanes<W>;
   constexpr size_t P = 32 / bits;
   constexpr size_t R = 4;
@@ -158,6 +162,7 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
   for (; o < end; ++o) {
     block.template operator()<1>(o);
   }
+  // task 5]
 }
 
 // run(W, bits) as compile-time numbers. A vector must not reach over the end of a group: 4 words where 8 would.
@@ -176,14 +181,12 @@ void with_layout(size_t bits, size_t group_size, const Run& run) {
 
 template <typename T>
 void quantized_matmul_vector(const QuantizedMatmul<T>& call) {
-  // [task 5
   with_layout(call.bits, call.group_size, [&]<size_t W, size_t bits>() {
     for (size_t m = 0; m < call.M; ++m) {
       const Arranged<W, bits> a(call.a + m * call.I, call.I, call.group_size);
       some_outputs<W, bits>(call, a, call.out + m * call.O, 0, call.O);
     }
   });
-  // task 5]
 }
 
 // ---- 4: threads ----
@@ -220,6 +223,7 @@ constexpr size_t kColumns = 2 * kTileColumns; // outputs of a chunk
 // Rows of w behind the last are left as they are.
 template <typename T>
 void unpack_tile(const QuantizedMatmul<T>& call, size_t o, size_t i, size_t depth, float* tile) {
+  // [task 6
   using Vector = Lanes<kLanes>;
   const size_t per_word = 32 / call.bits;
   const uint32_t mask = (1u << call.bits) - 1;
@@ -250,6 +254,7 @@ void unpack_tile(const QuantizedMatmul<T>& call, size_t o, size_t i, size_t dept
       }
     }
   }
+  // task 6]
 }
 
 } // namespace
