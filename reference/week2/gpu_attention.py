@@ -138,15 +138,13 @@ def launch(
     query, key, value, scale, mask = call
     _, H_q, L, D = query.shape
     H, S = key.shape[1:3]
-    kind, array, (mask_b, mask_h, mask_i, mask_j) = mask_argument(mask)
+    kind, array, strides = mask_argument(mask)
+    numbers = {"H_q": H_q, "H": H, "L": L, "S": S, "scale": scale, "kind": kind}
     (out,) = metal.launch(
         kernel,
         inputs={"query": query, "key": key, "value": value, "mask": array},
         outputs={"out": query.shape},
-        scalars={
-            **{"H_q": H_q, "H": H, "L": L, "S": S, "scale": scale, "kind": kind},
-            **{"mask_b": mask_b, "mask_h": mask_h, "mask_i": mask_i, "mask_j": mask_j},
-        },
+        scalars=numbers | dict(zip(("mask_b", "mask_h", "mask_i", "mask_j"), strides, strict=True)),
         template={"D": D, **template},
         grid=grid,
         threadgroup=(threads, 1, 1),
@@ -161,10 +159,12 @@ def flash_attention_gpu(
     scale: float | None = None,
     mask: Mask = None,
 ) -> mx.array:
-    """softmax(scale * query key^T + mask) value on the GPU, without ever holding the scores.
+    """Attention on the GPU: softmax(scale * query key^T + mask) value, without ever holding the scores.
 
     query is N.. x H_q x L x D, key and value are N.. x H x S x D, all of one dtype; the result has query's
-    shape and dtype. scale is a Python float; None means 1 / sqrt(D).
+    shape and dtype. Query head h reads key head h // (H_q // H).
+
+    scale is a Python float; None means 1 / sqrt(D).
 
     mask is None, "causal", a boolean array (True where a query may look) or an additive one; an array
     broadcasts to N.. x H_q x L x S.
