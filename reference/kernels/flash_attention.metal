@@ -38,7 +38,7 @@ float mask_at(const device M* mask_row, int kind, int stride, int j, int last) {
 
 // ---- 1: a thread for each query ----
 
-// cuda: T = float, half, bfloat; M = float; D = 64
+// cuda: T = float, half, bfloat; M = float, bool; D = 64
 template <typename T, typename M, int D>
 kernel void attention_plain(
     const device T* query,  // (B, H_q, L, D)
@@ -104,7 +104,7 @@ kernel void attention_plain(
 
 // Of a query's S keys each of the SPLITS SIMD-groups takes 32 in turn. A lane holds the numbers lane, lane + 32, ... of
 // rows of D, so the lanes read neighbouring numbers; after 32 dot products it also holds the score of one key.
-// cuda: T = float, half, bfloat; M = float; D = 64
+// cuda: T = float, half, bfloat; M = float, bool; D = 64
 template <typename T, typename M, int D>
 kernel void attention_decode(
     const device T* query,  // all as in attention_plain
@@ -224,7 +224,7 @@ void fill(threadgroup T* tile, int stride, const device T* rows, int first, int 
   // task 3]
 }
 
-// cuda: T = float, half, bfloat; M = float; D = 64; ROWS = 32
+// cuda: T = float, half, bfloat; M = float, bool; D = 64; ROWS = 32
 template <typename T, typename M, int D, int ROWS>
 kernel void attention_tiled(
     const device T* query,  // all as in attention_plain
