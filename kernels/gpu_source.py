@@ -152,7 +152,7 @@ class Source:
                 if kernel.name in self.kernels:
                     self._refuse(kernel.line, f"there are two kernels called {kernel.name}")
                 self.kernels[kernel.name] = kernel
-            else:
+            elif not _is_metals_own(item.tokens):
                 self._helpers.append(item)
 
     # ---- what is not written yet ----
@@ -215,6 +215,7 @@ class Source:
         depth, parens, start, first_paren = 0, 0, 0, False
         is_function = False
         item_began = False
+        before = ""
         for index, token in enumerate(tokens):
             if token.blank or token.kind == "directive":
                 if token.kind == "directive" and not item_began and depth == 0:
@@ -235,13 +236,18 @@ class Source:
                 depth -= 1
                 if depth < 0:
                     self._refuse(token.line, "a `}` too many")
+            if token.text in ("=", ";", ",", ")") and before == "thread":
+                self._refuse(
+                    token.line, "`thread` is a word of the language: call the variable something else"
+                )
+            before = token.text
             ends = (token.text == ";" and depth == 0 and parens == 0) or (
                 token.text == "}" and depth == 0 and is_function
             )
             if ends:
                 part = tuple(tokens[start : index + 1])
                 yield _Item(part, self._function_name(part) if is_function else "")
-                start, first_paren, is_function, item_began = index + 1, False, False, False
+                start, first_paren, is_function, item_began, parens = index + 1, False, False, False, 0
         rest = [t for t in tokens[start:] if not t.blank]
         if rest:
             self._refuse(rest[0].line, "what begins here does not end: is a `}` or a `;` missing?")
@@ -455,6 +461,14 @@ class Source:
         lines = "\n" * sum(t.text.count("\n") for t in tokens[index:end])
         result.append(Token("name", "; ".join(declared) + lines, line))
         return end
+
+
+def _is_metals_own(tokens: Sequence[Token]) -> bool:
+    """Whether a statement is how every Metal file begins: MLX says it for us, other targets need none."""
+    solid = [t.text for t in tokens if not t.blank]
+    return solid == ["using", "namespace", "metal", ";"] or (
+        len(solid) == 1 and re.match(r"\s*#\s*include\s*<metal", solid[0]) is not None
+    )
 
 
 def _next(tokens: Sequence[Token], index: int, step: int) -> str:

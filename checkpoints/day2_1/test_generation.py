@@ -377,6 +377,7 @@ def test_prefill_computes_no_logits(solution):
     """tokens: the logits of the prompt are never computed, by the memory they would take"""
     V, prompt = 20_000, list(range(1, 301))
     model = LazyModel(V)
+    mx.synchronize()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     got = list(solution.generate_tokens_with_kv_cache(model, prompt, set(), max_tokens=3))

@@ -103,7 +103,7 @@ def check_matmul(solution, M, outputs, width, group_size, bits, dtype, *, seed):
     what = f"quantized_matmul(..., transpose_b=True), a ({M}, {width}), b {outputs} x {width}, "
     what += f"{bits} bits in groups of {group_size}, {dtype_name(dtype)}"
     size = np.abs(a64) @ w.sizes.T
-    check_product(got, a64 @ w.values.T, size, dtype, width, what=what, fact="matmul")
+    check_product(got, a64 @ w.values.T, size, dtype, width, what=what, fact="matmul-dtype")
 
 
 @task(7)
@@ -152,15 +152,15 @@ def test_quantized_matmul_not_transposed(solution, dtype):
 @task(7)
 def test_quantized_matmul_memory(solution):
     """a product takes no memory for unpacked weights"""
-    w = Packed(2048, 512, 64, 4, F32, seed=40)
+    w = Packed(1024, 512, 64, 4, F32, seed=40)
     a, a64 = sample((1, 512), F32, seed=41)
     got, peak = peak_of(
         lambda: solution.quantized_matmul(w.scales, w.biases, 64, 4, a, w.words, transpose_b=True)
     )
-    what = "quantized_matmul(..., transpose_b=True), a (1, 512), b 2048 x 512, which would be 4 MB unpacked"
+    what = "quantized_matmul(..., transpose_b=True), a (1, 512), b 1024 x 512, which would be 2 MB unpacked"
     check_product(got, a64 @ w.values.T, np.abs(a64) @ w.sizes.T, F32, 512, what=what, fact="matmul")
     check.exact(
-        peak < 2**20, True, what=f"{what}: less than 1 MB taken, {peak / 2**20:.1f} MB", fact="matmul"
+        peak < 2**19, True, what=f"{what}: less than 0.5 MB taken, {peak / 2**20:.1f} MB", fact="matmul"
     )
 
 
@@ -280,17 +280,17 @@ def test_packed_embedding_as_linear(solution, dtype):
 @task(8)
 def test_packed_embedding_memory(solution):
     """looking up rows unpacks these rows alone"""
-    w = Packed(8192, 128, 64, 4, F32, seed=95)
+    w = Packed(4096, 128, 64, 4, F32, seed=95)
     embedding = solution.PackedEmbedding(w.weights(solution))
-    ids = embedding_ids((1, 5), 8192, seed=96)
+    ids = embedding_ids((1, 5), 4096, seed=96)
     got, peak = peak_of(lambda: embedding(ids))
-    what = "PackedEmbedding(weights)(ids), ids (1, 5), weights 8192 x 128, which would be 4 MB unpacked"
+    what = "PackedEmbedding(weights)(ids), ids (1, 5), weights 4096 x 128, which would be 2 MB unpacked"
     want, size = w.values[np.array(ids)], w.sizes[np.array(ids)]
     options = {"dtype": F32, "terms": 1, "roundings": 4, "magnitude": size}
     check.close(got, want, what=what, fact="embedding-rows", **options)
-    small = peak < 2**20
+    small = peak < 2**19
     check.exact(
-        small, True, what=f"{what}: less than 1 MB taken, {peak / 2**20:.1f} MB", fact="embedding-rows"
+        small, True, what=f"{what}: less than 0.5 MB taken, {peak / 2**20:.1f} MB", fact="embedding-rows"
     )
 
 
@@ -359,7 +359,8 @@ class Weights:
 
     def _cut(self, pool, shape):
         self.start = (self.start + 7919) % 100_000
-        return pool[self.start : self.start + math.prod(shape)].reshape(shape)
+        # A copy, as a loaded weight has memory of its own: of a view, a kernel might make one at every call.
+        return mx.contiguous(pool[self.start : self.start + math.prod(shape)]).reshape(shape)
 
     def normal(self, shape, dtype, scale=1.0, mean=0.0):
         return (self._cut(pools()[0], shape) * scale + mean).astype(dtype)
@@ -550,9 +551,9 @@ def test_packed_model_memory(solution):
     told = what + f"a twentieth of that at most is kept after a call, {kept / 1e6:.1f} MB"
     check.exact(few, True, what=told, fact="packed-model")
     _, peak = peak_of(lambda: model(inputs[:, 4:], 4, cache))
-    # A projection of the attention is 1 MB unpacked, one of the MLP 2 MB, the embedding 4 MB.
-    told = what + f"less than 0.7 MB is taken for a token, {peak / 1e6:.2f} MB"
-    check.exact(peak < 0.7e6, True, what=told, fact="packed-model")
+    # Unpacked, the query's projection is 1 MB, one of the MLP 2 MB, the embedding 4 MB.
+    told = what + f"less than 0.5 MB is taken for a token, {peak / 1e6:.2f} MB"
+    check.exact(peak < 0.5e6, True, what=told, fact="packed-model")
 
 
 @task(8)

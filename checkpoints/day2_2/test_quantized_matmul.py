@@ -249,8 +249,8 @@ def test_fast_rounds_once(solution, step, dtype):
 
 
 def check_chunks(solution, name, M, dtype=F32):
-    """A million weights: enough for several chunks, the last of them smaller. The same bits each time."""
-    outputs, width = 1031, 1024
+    """Half a million weights: several chunks, the last of them smaller. The same bits each time."""
+    outputs, width = 1031, 512
     w = Packed(outputs, width, 64, 8, dtype, seed=500)
     a, a64 = sample((M, width), dtype, seed=501, mean=0.3)
     kernel = getattr(solution, name)

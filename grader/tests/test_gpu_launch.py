@@ -156,6 +156,7 @@ def test_a_signature_is_read_and_positions_are_those_that_the_body_names():
         ("kernel void k(device float* y) { }\nkernel void k(device float* y) { }", 2, "two kernels called k"),
         ("kernel void k(device float* y) {\n  if (1) {\n}\n", 1, "does not end"),
         ("int f() { return 1; } }\n", 1, "a `}` too many"),
+        ("int f() {\n  int thread = 1;\n}\n", 2, "`thread` is a word of the language"),
     ],
 )
 def test_what_cannot_be_read_is_told_at_its_line(text, line, told):
@@ -163,6 +164,13 @@ def test_what_cannot_be_read_is_told_at_its_line(text, line, told):
         parsed(text)
     assert caught.value.line == line
     assert told in caught.value.message
+
+
+def test_what_every_metal_file_begins_with_may_be_there():
+    source = parsed("#include <metal_stdlib>\nusing namespace metal;\n" + ADD)
+    header, _ = gpu.parts(source, source.kernels["add"], "cuda")
+    assert "metal" not in header.partition("// Adds.")[2].replace("add.metal", "")
+    assert '#line 2 "add.metal"\n\n' in header
 
 
 # ---- the texts for the two GPUs ----

@@ -104,6 +104,8 @@ def test_a_row_reduction_with_float4_and_simd_sum_is_exact(kernels):
     assert launches[0].read["x"] == 3 * 520 * 4
     assert launches[0].most_read == 3 * 16  # 130 vectors over 64 threads
     assert launches[0].simd_operations == 3 * 2
+    # A SIMD-group asks for 512 bytes at a time: 4 lines in row 0, 5 in the others, which begin within a line.
+    assert launches[0].lines == {"x": (4 * 4 + 1) + 2 * (4 * 5 + 1), "y": 0}
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.int32, mx.bfloat16], ids=str)

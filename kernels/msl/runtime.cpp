@@ -416,7 +416,7 @@ bool shared_read(SharedArray* array, const char* address, size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) {
     Trace& t = trace[i];
     if (t.wrote_at < group_began) {
-      tell(shared_unwritten, state.line, "%s reads an element of %s that no thread has written",
+      tell(shared_unwritten, state.line, "%s reads an element of %s that no thread has written yet",
            name_of(state.now->index), array->name);
       return true;
     }

@@ -50,7 +50,7 @@ struct Small {
   uint16_t bits;
   Small() = default;
   template <typename N, typename = std::enable_if_t<std::is_arithmetic_v<N>>>
-  constexpr Small(N value) : bits(Format::narrow(static_cast<float>(value))) {}
+  Small(N value) : bits(Format::narrow(static_cast<float>(value))) {}
   template <typename Other, typename = std::enable_if_t<!std::is_same_v<Other, Format>>>
   explicit Small(Small<Other> other) : bits(Format::narrow(static_cast<float>(other))) {}
   operator float() const { return Format::wide(bits); }

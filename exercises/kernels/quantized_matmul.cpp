@@ -1,0 +1,144 @@
+// The kernels of quantized_matmul (day 2.2): out = a w^T with w packed, 4 or 8 bits a weight.
+//
+// A ladder: the formula first, then four steps, each for one reason faster. Every step is checked against the same
+// oracle before any is timed. What this is not: an MLX operation (kernels/cpp/quantized_matmul_op.cpp makes it one).
+//
+// Letters: M rows of a, I inputs (the length of a row of a and of w), O outputs (the rows of w).
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "bodies.h"
+#include "pool.h"
+#include "vectors.h"
+
+namespace tinyllm {
+
+// ---- 1: the formula ----
+
+// out[m, o] = sum over i of a[m, i] * (scales[o, g] * q[o, i] + biases[o, g]), where g = i / group_size and q[o, i] is
+// the weight's `bits` bits: word i / (32 / bits) of row o, the first weight of a word in its lowest bits.
+template <typename T>
+void quantized_matmul_plain(const QuantizedMatmul<T>& call) {
+  // [task 3
+  throw NotWritten("day 2.2, task 3: quantized_matmul");  // write this part
+  // task 3]
+}
+
+// ---- 2: scale and bias once a group ----
+
+// In a group scale and bias are the same for all weights, so they come out of the sum:
+// sum of a (s q + b) = s * sum of a q + b * sum of a. The sums of a are the same for all outputs.
+template <typename T>
+void quantized_matmul_grouped(const QuantizedMatmul<T>& call) {
+  // [task 4
+  throw NotWritten("day 2.2, task 4: quantized_matmul");  // write this part
+  // task 4]
+}
+
+// ---- 3: vectors of words ----
+
+namespace {
+
+// A row of a in the order in which its numbers meet the weights.
+//
+// A vector of W words holds W * P weights. Masking out bits j of every word leaves the weights j, P + j, 2 P + j ...
+// of the vector, so the numbers of a with these indices are put side by side. And since the mask leaves q * 2^(bits j)
+// where q is wanted, they are divided by that power of two here, exactly and once, instead of shifting every word.
+template <size_t W, size_t bits>
+struct Arranged {
+  static constexpr size_t P = 32 / bits; // weights of a word
+
+  std::vector<float> numbers; // (I / (W P), P, W)
+  std::vector<float> sums; // of each group of a, (I / group_size)
+
+  template <typename T>
+  Arranged(const T* a, size_t I, size_t group_size) : numbers(I), sums(I / group_size) {
+    // [task 5
+    throw NotWritten("day 2.2, task 5: quantized_matmul");  // write this part
+    // task 5]
+  }
+};
+
+// out[begin .. end) of one row of a. Four outputs at a time: a vector of a is loaded once and used four times.
+template <size_t W, size_t bits, typename T>
+void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T* out, size_t begin, size_t end) {
+  // [task 5
+  throw NotWritten("day 2.2, task 5: quantized_matmul");  // write this part
+  // task 5]
+}
+
+// run(W, bits) as compile-time numbers. A vector must not reach over the end of a group: 4 words where 8 would.
+template <typename Run>
+void with_layout(size_t bits, size_t group_size, const Run& run) {
+  if (bits == 8) {
+    run.template operator()<8, 8>();
+  } else if (group_size == 32) {
+    run.template operator()<4, 4>();
+  } else {
+    run.template operator()<8, 4>();
+  }
+}
+
+} // namespace
+
+template <typename T>
+void quantized_matmul_vector(const QuantizedMatmul<T>& call) {
+  with_layout(call.bits, call.group_size, [&]<size_t W, size_t bits>() {
+    for (size_t m = 0; m < call.M; ++m) {
+      const Arranged<W, bits> a(call.a + m * call.I, call.I, call.group_size);
+      some_outputs<W, bits>(call, a, call.out + m * call.O, 0, call.O);
+    }
+  });
+}
+
+// ---- 4: threads ----
+
+// The outputs are cut into chunks by their number alone, so the result does not depend on how many threads there are.
+template <typename T>
+void quantized_matmul_threads(const QuantizedMatmul<T>& call) {
+  // [task 5
+  throw NotWritten("day 2.2, task 5: quantized_matmul");  // write this part
+  // task 5]
+}
+
+// ---- 5: tiles, for many rows ----
+
+namespace {
+
+constexpr size_t kDepth = 128; // inputs of a tile; with kTileColumns outputs it is 16 KB, half of the nearest cache
+constexpr size_t kColumns = 2 * kTileColumns; // outputs of a chunk
+
+// Unpack w[o .. o + kTileColumns, i .. i + depth) into tile[i, o], the way round that multiply_tile reads.
+// Rows of w behind the last are left as they are.
+template <typename T>
+void unpack_tile(const QuantizedMatmul<T>& call, size_t o, size_t i, size_t depth, float* tile) {
+  // [task 6
+  throw NotWritten("day 2.2, task 6: quantized_matmul");  // write this part
+  // task 6]
+}
+
+} // namespace
+
+template <typename T>
+void quantized_matmul_tiled(const QuantizedMatmul<T>& call) {
+  // [task 6
+  throw NotWritten("day 2.2, task 6: quantized_matmul");  // write this part
+  // task 6]
+}
+
+// The three kinds of numbers that the operation calls them with.
+#define FOR_TYPE(T)                                                  \
+  template void quantized_matmul_plain(const QuantizedMatmul<T>&);   \
+  template void quantized_matmul_grouped(const QuantizedMatmul<T>&); \
+  template void quantized_matmul_vector(const QuantizedMatmul<T>&);  \
+  template void quantized_matmul_threads(const QuantizedMatmul<T>&); \
+  template void quantized_matmul_tiled(const QuantizedMatmul<T>&);
+FOR_TYPE(float)
+FOR_TYPE(float16_t)
+FOR_TYPE(bfloat16_t)
+#undef FOR_TYPE
+
+} // namespace tinyllm
