@@ -57,10 +57,10 @@ void Axpby::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array
   encoder.set_output_array(z);
   with_type(z.dtype(), [&]<typename T>(T) {
     // Runs later, on the stream's own thread. The pointers stay good: MLX keeps the arrays until then.
-    encoder.dispatch(
+    encoder.dispatch(noted(
         [x = x.data<T>(), y = y.data<T>(), z = z.data<T>(), size = z.size(), alpha = alpha_, beta = beta_]() {
           watched("axpby", z, size, [&](T* room) { axpby<T>(x, y, room, size, alpha, beta); });
-        });
+        }));
   });
 }
 
@@ -76,6 +76,7 @@ mx::array axpby_op(const mx::array& x, const mx::array& y, float alpha, float be
     throw std::invalid_argument("axpby: x must be float32, float16 or bfloat16");
   }
   auto stream = mx::default_stream(mx::Device::cpu);
+  settle(stream);
   return mx::array(
       x.shape(),
       x.dtype(),

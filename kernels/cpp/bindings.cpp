@@ -15,6 +15,7 @@ using namespace nb::literals;
 
 namespace tinyllm {
 std::atomic<bool> watching_outputs{false};
+std::atomic<bool> a_kernel_threw{false};
 }
 
 NB_MODULE(tinyllm_native, module) {
@@ -71,17 +72,28 @@ NB_MODULE(tinyllm_native, module) {
       "b"_a,
       "c"_a,
       "c + a b for a (rows, depth), b (depth, 32) and c (rows, 32), float32; computed at once, for tests.");
-  module.def(
-      "flash_attention",
-      &tinyllm::flash_attention_op,
-      "query"_a,
-      "key"_a,
-      "value"_a,
-      "scale"_a,
-      "causal"_a = false,
-      "mask"_a = nb::none(),
-      "version"_a = 2,
-      "Attention (B, H_q, L, D) on the CPU, and the key tiles computed for each query tile, (B, H_q, tiles) int32.");
+  // Attention by either kernel. Both also tell the key tiles computed for each query tile.
+  const char* const attentions[] = {"flash_attention_plain", "flash_attention_fast"};
+  for (int version = 1; version <= 2; ++version) {
+    module.def(
+        attentions[version - 1],
+        [version](
+            const mlx::core::array& query,
+            const mlx::core::array& key,
+            const mlx::core::array& value,
+            float scale,
+            bool causal,
+            const std::optional<mlx::core::array>& mask) {
+          return tinyllm::flash_attention_op(query, key, value, scale, causal, mask, version);
+        },
+        "query"_a,
+        "key"_a,
+        "value"_a,
+        "scale"_a,
+        "causal"_a = false,
+        "mask"_a = nb::none(),
+        "Attention (B, H_q, L, D) on the CPU, and the key tiles computed for each query tile, (B, H_q, tiles) int32.");
+  }
   module.def(
       "same",
       [](const mlx::core::array& x) { return x; },

@@ -109,14 +109,14 @@ void FlashAttentionNode::eval_cpu(const std::vector<mx::array>& inputs, std::vec
       call.mask_strides[axis] = static_cast<size_t>(inputs[3].strides()[axis]);
     }
     call.tiles = tiles.data<int32_t>();
-    encoder.dispatch([call, version = version_, size = out.size(), tile_count = tiles.size()]() {
+    encoder.dispatch(noted([call, version = version_, size = out.size(), tile_count = tiles.size()]() {
       std::fill_n(call.tiles, tile_count, 0);
       watched("flash_attention", call.out, size, [&](T* room) {
         auto watched_call = call;
         watched_call.out = room;
         version == 1 ? flash_attention_plain(watched_call) : flash_attention_fast(watched_call);
       });
-    });
+    }));
   });
 }
 
@@ -153,6 +153,7 @@ std::pair<mx::array, mx::array> flash_attention_op(
   require(!causal || L <= S, "flash_attention: causal needs L <= S");
   require(version == 1 || version == 2, "flash_attention: the versions are 1 and 2");
   auto stream = mx::default_stream(mx::Device::cpu);
+  settle(stream);
   std::vector<mx::array> inputs{query, key, value};
   auto kind = causal ? MaskKind::causal : MaskKind::none;
   if (mask) {

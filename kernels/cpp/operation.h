@@ -2,19 +2,61 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <future>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bodies.h"
 #include "mlx/array.h"
+#include "mlx/scheduler.h"
 
 namespace tinyllm {
 
 // Whether outputs are watched. The grader turns it on; it costs a copy of each output.
 extern std::atomic<bool> watching_outputs; // bindings.cpp
+
+// Whether a kernel threw since the last call of settle.
+extern std::atomic<bool> a_kernel_threw; // bindings.cpp
+
+// `task`, which runs a kernel, for CommandEncoder::dispatch. What it throws reaches mx.eval as a RuntimeError.
+template <typename Task>
+auto noted(Task&& task) {
+  return [task = std::forward<Task>(task)]() {
+    try {
+      task();
+    } catch (...) {
+      a_kernel_threw = true;
+      throw;
+    }
+  };
+}
+
+// Set MLX's count of running tasks right after a kernel threw. Every operation of ours begins with it.
+//
+// MLX 0.32.4 drops tasks that are queued behind one that throws, and with them, at times, the one that counts down.
+// From ten tasks on mx.eval waits for one to end: a hundred calls of a kernel that is not written yet, and the
+// next evaluation would wait for ever.
+inline void settle(mlx::core::Stream stream) {
+  if (!a_kernel_threw.exchange(false)) {
+    return;
+  }
+  auto reached = std::make_shared<std::promise<void>>();
+  auto waiting = reached->get_future();
+  mlx::core::scheduler::enqueue(stream, [reached]() { reached->set_value(); });
+  if (waiting.wait_for(std::chrono::milliseconds(100)) != std::future_status::ready) {
+    a_kernel_threw = true; // this one was dropped as well: next time
+    return;
+  }
+  while (mlx::core::scheduler::n_active_tasks() > 0) {
+    mlx::core::scheduler::notify_task_completion(stream);
+  }
+}
 
 // run(T{}) with T the C++ type of a dtype that is float32, float16 or bfloat16.
 template <typename Run>

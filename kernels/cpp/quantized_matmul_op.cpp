@@ -87,13 +87,13 @@ void QuantizedMatmulNode::eval_cpu(const std::vector<mx::array>& inputs, std::ve
     call.group_size = group_size_;
     call.bits = bits_;
     // Runs later, on the stream's own thread. The pointers stay good: MLX keeps the arrays until then.
-    encoder.dispatch([call, version = version_]() {
+    encoder.dispatch(noted([call, version = version_]() {
       watched("quantized_matmul", call.out, call.M * call.O, [&](T* room) {
         auto watched_call = call;
         watched_call.out = room;
         run(watched_call, version);
       });
-    });
+    }));
   });
 }
 
@@ -135,6 +135,7 @@ mx::array quantized_matmul_op(
   auto shape = a.shape();
   shape.back() = O;
   auto stream = mx::default_stream(mx::Device::cpu);
+  settle(stream);
   return mx::array(
       shape,
       a.dtype(),
