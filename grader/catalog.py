@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,15 @@ class Day:
         raise UsageError(f"{self.name} has no task {number}; its tasks are {have}.")
 
 
+# What [engines.bars] may hold. mlx_lm: in prefill and decode, at least so many times as fast as mlx-lm run
+# the same way. bandwidth_share: decoding, at least this share of what the memory's bandwidth allows, where
+# the weights are too large for caches.
+ENGINE_BARS = ("mlx_lm", "bandwidth_share")
+
+
 @dataclass(frozen=True)
 class Engine:
-    """One way of running the model with a tree's code, for `generate` and `chat`.
+    """One way of running the model with a tree's code, for `generate`, `chat` and `bench model`.
 
     The three symbols take and give what their days say: model(the model that mlx_lm.load returns) is a
     function from ids, and whatever else generate passes, to logits; generate(model, tokenizer, prompt,
@@ -146,6 +152,7 @@ class Engine:
     model: Symbol
     generate: Symbol
     sampler: Symbol
+    bars: Mapping[str, float] = field(default_factory=dict)  # of `bench model`; see ENGINE_BARS
 
 
 @dataclass(frozen=True)
@@ -318,7 +325,11 @@ def _engine(r: _Reader, course: Course) -> Engine:
         model=symbol("model"),
         generate=symbol("generate"),
         sampler=symbol("sampler"),
+        bars=r.table("bars", default={}),
     )
+    for name, least in engine.bars.items():
+        if name not in ENGINE_BARS or not isinstance(least, (int, float)) or isinstance(least, bool):
+            r.fail("bars", f"'{name}' is none of {', '.join(ENGINE_BARS)}, with a number")
     for day in engine.days:
         if day not in {d.id for d in course.days}:
             r.fail("days", f"'{day}' is no day of this course")

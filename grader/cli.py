@@ -22,7 +22,7 @@ from .errors import CourseError, UsageError
 from .render import GradingScreen, Screen
 
 if TYPE_CHECKING:
-    from . import restoring, runner
+    from . import benching, restoring, runner
     from .report import DayReport
     from .standing import Standing
 
@@ -350,6 +350,139 @@ def chat(system: str, **options: Any) -> None:
     speaker, request = _speaker(**options)
     with speaker:
         sys.exit(conversation.chat(speaker, request, system))
+
+
+# ---- measuring
+
+
+@main.command()
+@click.argument("what", default="model", metavar="[DAY|model]")
+@click.option(
+    "--solution",
+    type=click.Choice(["exercises", "reference"]),
+    default="exercises",
+    help="Which tree to measure (default: exercises, beside the reference).",
+)
+@click.option("--borrow", multiple=True, metavar="DAY", help="Take this day's modules from the reference.")
+@click.option("--rounds", type=click.IntRange(1, 1000), help="Turns of each contestant (default: 5).")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON instead.")
+@click.option(
+    "--shape",
+    type=click.Choice(["tiny", "qwen2-0.5b", "qwen2-7b-2layers"]),
+    help="model: random weights of this shape (default: tiny).",
+)
+@click.option("--model", "model_name", metavar="NAME", help="model: these weights, as in generate.")
+@click.option("--engine", "engine_id", metavar="ID", help="model: how it is run (default: the latest done).")
+@click.option(
+    "--against",
+    type=click.Choice(["mlx-lm", "none"]),
+    help="model: who runs beside (default: mlx-lm where it is quick, so with tiny).",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="model: of the random scales and activations (default: float32).",
+)
+@click.option(
+    "--prefill", type=click.IntRange(min=1), multiple=True, help="model: tokens to read (128, 512)."
+)
+@click.option(
+    "--prompt", type=click.IntRange(min=1), help="model: tokens before those decoded (default: 128)."
+)
+@click.option("--tokens", type=click.IntRange(min=1), help="model: tokens to decode (32).")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="model: a roofline, as SVG.",
+)
+@reporting
+def bench(
+    what: str,
+    solution: str,
+    borrow: tuple[str, ...],
+    rounds: int | None,
+    as_json: bool,
+    plot: Path | None,
+    **options: Any,
+) -> None:
+    """Measure a day's code, or a whole model that it runs.
+
+    DAY makes the measurement that ends its lesson. model reads prompts and decodes with the days' code beside
+    the reference and mlx-lm, in turns, and sets that beside what the machine's memory allows.
+    """
+    from . import bench_screen, benching
+
+    name = what.strip().lower()
+    try:
+        if plot is not None and not plot.absolute().parent.is_dir():
+            raise UsageError(f"--plot {plot}: the folder {plot.parent} does not exist.")
+        context = Context()
+        if name == "model":
+            subject = _model_to_measure(context, solution, rounds, plot is not None, **options)
+        else:
+            given = [option for option, value in {**options, "plot": plot}.items() if value]
+            if given:
+                option = given[0].removesuffix("_name").removesuffix("_id")
+                raise UsageError(f"--{option} goes with bench model, not with a day.")
+            subject = benching.Subject(day=benching.day_to_measure(context.course, what))
+        name = subject.name
+        borrowed = _borrowed(context, borrow, ())
+        with benching.Measurement(
+            context.clone, context.course, subject, solution=solution, borrow=borrowed, rounds=rounds
+        ) as measurement:
+            measured = bench_screen.follow(measurement, None if as_json else context.screen, plot)
+    except CourseError as error:
+        if not as_json:
+            raise
+        measured = bench_screen.Measured((), error.exit_code, error.message)
+    if as_json:
+        click.echo(json.dumps(bench_screen.as_json(name, solution, measured), indent=2))
+    sys.exit(measured.exit_code)
+
+
+def _model_to_measure(
+    context: Context,
+    solution: str,
+    rounds: int | None,
+    plot: bool,
+    *,
+    shape: str | None,
+    model_name: str | None,
+    engine_id: str | None,
+    against: str | None,
+    dtype: str | None,
+    prefill: tuple[int, ...],
+    prompt: int | None,
+    tokens: int | None,
+) -> benching.Subject:
+    """The engine and the weights that `bench model` is asked for."""
+    from . import benching, models, speaking
+
+    if model_name and (shape or dtype):
+        raise UsageError(
+            f"--model has weights of its own: --{'shape' if shape else 'dtype'} goes without it."
+        )
+    if engine_id is None:
+        engine = speaking.default_engine(context.clone, context.course, solution)
+    else:
+        engine = context.course.engine(engine_id)
+    folder = str(models.resolve(context.clone, model_name).path) if model_name else ""
+    shape = "" if model_name else shape or "tiny"
+    if against is None:  # MLX's own 4-bit product takes seconds a token for anything larger on a CPU
+        against = "mlx-lm" if shape in ("tiny", "") else "none"
+    options = benching.ModelOptions(
+        shape=shape,
+        folder=folder,
+        dtype=dtype or "float32",
+        against=against,
+        prefill=prefill or (128, 512),
+        prompt=prompt or 128,
+        tokens=tokens or 32,
+        rounds=rounds or 5,
+        plot=plot,
+    )
+    return benching.Subject(engine=engine, model=options)
 
 
 # ---- finding the way

@@ -6,18 +6,9 @@ sentence, and a pass that does not end is ended by Ctrl-C.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import re
-import secrets
-import selectors
 import signal
-import sys
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -28,8 +19,6 @@ from .clone import Clone
 from .errors import EnvironmentFault, UsageError
 
 POLL_SECONDS = 0.1
-KEPT_OUTPUT = 4096
-ANSWER_SECONDS = 0.5
 
 
 class State(StrEnum):
@@ -116,7 +105,7 @@ def compare(
 
     `on_stage` is told what begins. Raises UsageError, EnvironmentFault, and Interrupted on Ctrl-C.
     """
-    child = _Child(clone, course, day, solution, model, prompt, on_stage)
+    child = _Passes(clone, course, day, solution, model, prompt, on_stage)
     try:
         return child.result()
     except KeyboardInterrupt:
@@ -133,81 +122,47 @@ class Interrupted(Exception):
         self.where = where
 
 
-@dataclass
-class _Child:
-    """The running child. Its events are JSON lines on a pipe, each with a token of this run."""
+class _Passes:
+    """The child in which both passes run, and what it has told so far."""
 
-    clone: Clone
-    course: Course
-    day: Day
-    solution: str
-    model: Path
-    prompt: str
-    on_stage: Callable[[str], None]
-    stage: str = "starting"
-    found: dict[str, Any] | None = None
-    problem: dict[str, Any] | None = None
-    prints: bytes = b""
-    buffer: bytes = b""
-    token: str = field(default_factory=lambda: secrets.token_hex(8))
-
-    def __post_init__(self) -> None:
-        processes.adopt_orphans()
-        self.folder = tempfile.TemporaryDirectory(prefix="tinyllm-")
-        self.stack_file = Path(self.folder.name) / "stacks"
-        self.events, events_in = os.pipe()
-        self.output, output_in = os.pipe()
-        lifeline_out, self.lifeline = os.pipe()
+    def __init__(
+        self,
+        clone: Clone,
+        course: Course,
+        day: Day,
+        solution: str,
+        model: Path,
+        prompt: str,
+        on_stage: Callable[[str], None],
+    ) -> None:
+        self.clone, self.course, self.day = clone, course, day
+        self.solution, self.model = solution, model
+        self.on_stage = on_stage
+        self.stage = "starting"
+        self.found: dict[str, Any] | None = None
+        self.problem: dict[str, Any] | None = None
         job = {
-            "root": str(self.clone.root),
-            "day": self.day.id,
-            "solution": self.solution,
-            "model": str(self.model),
-            "prompt": self.prompt,
-            "events": events_in,
-            "token": self.token,
-            "stack_file": str(self.stack_file),
-            "lifeline": lifeline_out,
+            "root": str(clone.root),
+            "day": day.id,
+            "solution": solution,
+            "model": str(model),
+            "prompt": prompt,
         }
-        self.process = processes.start(
-            [sys.executable, "-P", "-m", "tinyllm.grader.comparing_child", json.dumps(job)],
-            output=output_in,
-            pass_fds=(events_in, lifeline_out),
-            token=self.token,
-            cwd=str(self.clone.root),
-        )
-        for fd in (events_in, output_in, lifeline_out):
-            os.close(fd)
-        self.selector = selectors.DefaultSelector()
-        for fd in (self.events, self.output):
-            os.set_blocking(fd, False)
-            self.selector.register(fd, selectors.EVENT_READ)
+        self.child = processes.Child("tinyllm.grader.comparing_child", job, cwd=clone.root)
 
     def result(self) -> Comparison:
-        while self.found is None and self.problem is None and self.process.poll() is None:
-            self._pump(POLL_SECONDS)
-        self._pump(0)
+        while self.found is None and self.problem is None and not self.child.ended:
+            self._take(self.child.read(POLL_SECONDS))
+        self._take(self.child.rest() if self.child.ended else self.child.read(0))
         if self.problem is not None:
             kind = UsageError if self.problem["usage"] else EnvironmentFault
             raise kind(self.problem["message"])
-        said = self.prints.decode("utf-8", "replace")
+        said = self.child.prints.text()
         if self.found is None:
             return self._died(said)
         return _comparison(self.day, self.solution, self.model, self.found, said)
 
-    def _pump(self, wait: float) -> None:
-        for key, _ in self.selector.select(wait):
-            with contextlib.suppress(BlockingIOError):
-                chunk = os.read(key.fd, 1 << 16)
-                if not chunk:
-                    self.selector.unregister(key.fd)
-                elif key.fd == self.output:
-                    self.prints = (self.prints + chunk)[-KEPT_OUTPUT:]
-                else:
-                    self._take(chunk)
-
-    def _take(self, chunk: bytes) -> None:
-        events, self.buffer = processes.events_in(self.buffer + chunk, self.token)
+    def _take(self, events: Sequence[dict[str, Any]]) -> None:
         for event in events:
             if event["event"] == "stage":
                 self.stage = event["name"]
@@ -219,11 +174,11 @@ class _Child:
 
     def _died(self, said: str) -> Comparison:
         """The child ended without a result: the learner's doing only while the learner's code ran."""
-        code = self.process.returncode
+        code = self.child.process.returncode
         why = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         if self.stage != YOURS:
             raise EnvironmentFault(f"The comparison ended {why} while {self.stage}:\n{said.strip()}")
-        where = self._line_in_stacks()
+        where = self._line(ask=False)
         details = (("your line", where),) if where else ()
         file = self.clone.root / where.partition(":")[0]
         day = day_of(self.course, self.day, file, self.clone.tree(self.solution))
@@ -243,32 +198,15 @@ class _Child:
         )
 
     def where(self) -> str:
-        """The learner's line that is running: faulthandler writes the stack, inside C code as well."""
-        if self.stage != YOURS or self.process.poll() is not None:
-            return ""
-        self.process.send_signal(signal.SIGUSR2)
-        end = time.monotonic() + ANSWER_SECONDS
-        while time.monotonic() < end and not self._line_in_stacks():
-            time.sleep(0.02)
-        return self._line_in_stacks()
+        """The learner's line that is running, inside C code as well; "" where none is."""
+        return self._line(ask=True) if self.stage == YOURS and not self.child.ended else ""
 
-    def _line_in_stacks(self) -> str:
-        try:
-            text = self.stack_file.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
-        for path, line, function in re.findall(r'File "(.+?)", line (\d+) in (\S+)', text):
-            if Path(path).is_relative_to(self.clone.tree(self.solution)):
-                return f"{self.clone.relative(path)}:{line} in {function}"
-        return ""
+    def _line(self, *, ask: bool) -> str:
+        found = self.child.line_in(self.clone.tree(self.solution), ask=ask)
+        return f"{self.clone.relative(found[0])}:{found[1]} in {found[2]}" if found else ""
 
     def end(self) -> None:
-        """Leave nothing running and nothing open."""
-        processes.end_family(self.process, self.token)
-        self.selector.close()
-        for fd in (self.events, self.output, self.lifeline):
-            os.close(fd)
-        self.folder.cleanup()
+        self.child.end()
 
 
 def day_of(course: Course, day: Day, file: Path, tree: Path) -> Day:

@@ -82,6 +82,21 @@ def in_importing(
     return ImportProblem(f"Importing {shown} raises {type(error).__name__}: {first_line(error)}", frames)
 
 
+def in_words(error: BaseException) -> str:
+    """What an exception of the tree's code says, in a sentence."""
+    match error:
+        case SystemExit() | KeyboardInterrupt():
+            return f"The code ended the program: {type(error).__name__}."
+        case RecursionError():
+            return "The code calls itself without end (RecursionError)."
+        case MemoryError():
+            return "The code asked for more memory than there is."
+        case RuntimeError() if "allocate" in str(error):  # MLX's own words
+            return f"There is not enough memory: {first_line(error)}"
+        case _:
+            return f"{type(error).__name__}: {first_line(error)}"
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -1,4 +1,4 @@
-"""Starting, watching and ending the grading child and everything it started."""
+"""Starting, watching and ending a child of the grader's and everything it started."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import contextlib
 import ctypes
 import json
 import os
+import re
+import secrets
+import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +23,9 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "TINYLLM_GRADING"
 KEPT_OUTPUT = 4096  # bytes of the child's prints kept at each end
+READ_BYTES = 1 << 16
+READS_AT_ONCE = 64
+ANSWER_SECONDS = 0.5  # for a child that is asked where it stands
 SIGNALS = {
     "SIGSEGV": "segmentation fault: C code touched memory that is not its own",
     "SIGABRT": "abort: C code gave up",
@@ -153,3 +162,149 @@ class HeadAndTail:
     def text(self) -> str:
         middle = f"\n... {self.dropped} bytes left out ...\n" if self.dropped else ""
         return self.head.decode("utf-8", "replace") + middle + self.tail.decode("utf-8", "replace")
+
+
+class Child:
+    """One child, `python -P -m MODULE '<job as JSON>'`, that reports events and dies with this process.
+
+    The job is completed with what the child needs for that: `events` and `lifeline` (file descriptors),
+    `token`, which each event carries, `stack_file`, for faulthandler, and with `requests` the end of the pipe
+    that `send` writes to.
+    """
+
+    def __init__(self, module: str, job: Mapping[str, Any], *, cwd: Path, requests: bool = False) -> None:
+        adopt_orphans()
+        self.token = secrets.token_hex(8)
+        self.prints = HeadAndTail()
+        self._folder = tempfile.TemporaryDirectory(prefix="tinyllm-")
+        self._stack_file = Path(self._folder.name) / "stacks"
+        self._events, events_end = os.pipe()
+        self._output, output_end = os.pipe()
+        lifeline_end, self._lifeline = os.pipe()
+        completed = {
+            **job,
+            "events": events_end,
+            "lifeline": lifeline_end,
+            "token": self.token,
+            "stack_file": str(self._stack_file),
+        }
+        theirs = [events_end, lifeline_end]
+        self._ours = [self._events, self._output, self._lifeline]
+        self._requests = -1
+        if requests:
+            completed["requests"], self._requests = os.pipe()
+            theirs.append(completed["requests"])
+            self._ours.append(self._requests)
+            os.set_blocking(self._requests, False)
+        self.process = start(
+            [sys.executable, "-P", "-m", module, json.dumps(completed)],
+            output=output_end,
+            pass_fds=theirs,
+            token=self.token,
+            cwd=str(cwd),
+        )
+        for fd in (*theirs, output_end):
+            os.close(fd)
+        self._buffer = self._unsent = b""
+        self._selector = selectors.DefaultSelector()
+        for fd in (self._events, self._output):
+            os.set_blocking(fd, False)
+            self._selector.register(fd, selectors.EVENT_READ)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    # ---- what it says and is told
+
+    def read(self, wait: float) -> list[dict[str, Any]]:
+        """The events that come within `wait` seconds, as soon as anything does; keeps what was printed."""
+        found: list[dict[str, Any]] = []
+        ready = {key.fd for key, _ in self._selector.select(wait)}
+        if self._requests in ready:
+            self._write()
+        if self._output in ready:  # before the events: what was printed before one is in the pipe before it
+            self.drain_prints()
+        if self._events in ready:
+            with contextlib.suppress(BlockingIOError):
+                while chunk := os.read(self._events, READ_BYTES):
+                    self._buffer += chunk
+                self._closed(self._events)
+            found, self._buffer = events_in(self._buffer, self.token)
+        return found
+
+    def rest(self) -> list[dict[str, Any]]:
+        """The events that are still in the pipe of a child that has ended, and the last of its prints."""
+        found: list[dict[str, Any]] = []
+        for _ in range(READS_AT_ONCE):  # what it started may print on for ever
+            if not self._selector.get_map() or not self._selector.select(0):
+                break
+            found += self.read(0)
+        return found
+
+    def drain_prints(self) -> None:
+        """Take in what has been printed until nothing is left, but no longer: code that prints without end
+        must not keep us here. What was printed before an event fits into the pipe."""
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(READS_AT_ONCE):
+                chunk = os.read(self._output, READ_BYTES)
+                self.prints.add(chunk)
+                if not chunk:
+                    self._closed(self._output)
+                    return
+
+    def send(self, request: bytes) -> None:
+        """Write to the pipe of requests, as `read` is called and as far as the child takes it."""
+        self._unsent += request
+        with contextlib.suppress(KeyError):  # already waiting
+            self._selector.register(self._requests, selectors.EVENT_WRITE)
+
+    def _write(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                self._unsent = self._unsent[os.write(self._requests, self._unsent) :]
+            except BrokenPipeError:
+                self._unsent = b""  # it has ended
+        if not self._unsent:
+            self._selector.unregister(self._requests)
+
+    def _closed(self, fd: int) -> None:
+        """The child's end of a pipe is closed: it would read as ready for ever."""
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(fd)
+
+    # ---- where it stands
+
+    def stack(self) -> list[tuple[Path, int, str]]:
+        """File, line and function of each frame that faulthandler has noted, the innermost first."""
+        try:
+            text = self._stack_file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        frames = re.findall(r'File "(.+?)", line (\d+) in (\S+)', text)
+        return [(Path(path), int(line), function) for path, line, function in frames]
+
+    def line_in(self, tree: Path, *, ask: bool) -> tuple[Path, int, str] | None:
+        """The innermost frame of `tree` that faulthandler has noted.
+
+        With `ask` the child is sent SIGUSR2 first, at which it notes its stack, from inside C code as well.
+        """
+        end = time.monotonic()
+        if ask and not self.ended:
+            self.process.send_signal(signal.SIGUSR2)
+            end += ANSWER_SECONDS
+        while True:
+            for path, line, function in self.stack():
+                if path.is_relative_to(tree):
+                    return path, line, function
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        """Leave nothing running and nothing open."""
+        end_family(self.process, self.token)
+        self._selector.close()
+        for fd in self._ours:
+            os.close(fd)
+        self._folder.cleanup()

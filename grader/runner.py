@@ -7,16 +7,10 @@ in a fresh one. A check counts as passed only when the child reported it and sig
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import re
-import secrets
-import selectors
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +36,6 @@ from .report import (
 
 POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.1
-READ_BYTES = 1 << 16
-READS_AT_ONCE = 64
 STUCK_ANSWER_SECONDS = 0.5
 GOODBYE_SECONDS = 0.5
 COSTLY = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
@@ -182,7 +174,6 @@ class _Run:
     # ---- children, one after another ----
 
     def _run_children(self) -> None:
-        processes.adopt_orphans()
         deadline = self.began + self.limits.day_seconds
         only_ids: list[str] | None = None
         while True:
@@ -265,12 +256,6 @@ class _Child:
     def __init__(self, run: _Run, only_ids: list[str] | None, deadline: float) -> None:
         self.run = run
         self.deadline = deadline
-        self.folder = tempfile.TemporaryDirectory(prefix="tinyllm-")
-        self.stack_file = Path(self.folder.name) / "stacks"
-        self.token = secrets.token_hex(8)
-        events, events_in = os.pipe()
-        output, output_in = os.pipe()
-        lifeline_out, self.lifeline = os.pipe()
         job = {
             "root": str(run.clone.root),
             "day": run.day.id,
@@ -278,28 +263,9 @@ class _Child:
             "overlays": {k: str(v) for k, v in run.overlays.items()},
             "only_task": run.only_task,
             "only_ids": only_ids,
-            "events": events_in,
-            "token": self.token,
-            "stack_file": str(self.stack_file),
-            "lifeline": lifeline_out,
         }
-        self.process = processes.start(
-            [sys.executable, "-P", "-m", "tinyllm.grader.child", json.dumps(job)],
-            output=output_in,
-            pass_fds=(events_in, lifeline_out),
-            token=self.token,
-            cwd=str(run.clone.root),
-        )
-        for fd in (events_in, output_in, lifeline_out):
-            os.close(fd)
-        os.set_blocking(events, False)
-        os.set_blocking(output, False)
-        self.events, self.output = events, output
-        self.selector = selectors.DefaultSelector()
-        self.selector.register(events, selectors.EVENT_READ)
-        self.selector.register(output, selectors.EVENT_READ)
-        self.buffer = b""
-        self.prints = HeadAndTail()
+        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root)
+        self.process = self.child.process
         self.stage = "starting"  # then building, importing, between, checking, ended
         self.current = ""  # id of the running check
         self.since = time.monotonic()
@@ -368,40 +334,8 @@ class _Child:
 
     def _pump(self, wait: float) -> None:
         """Read what the child printed and reported."""
-        ready = self.selector.select(wait)
-        for key, _ in ready:
-            if key.fd == self.output:
-                self._drain_output()
-        for key, _ in ready:
-            if key.fd == self.events:
-                self._drain_events()
-
-    def _drain_output(self) -> None:
-        # Until it is empty, but no longer: code that prints without end must not keep us here. What was
-        # printed before an event fits into the pipe, so it is read before the event is taken.
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(READS_AT_ONCE):
-                chunk = os.read(self.output, READ_BYTES)
-                self.prints.add(chunk)
-                if not chunk:
-                    self._closed(self.output)
-                    return
-
-    def _drain_events(self) -> None:
-        try:
-            while chunk := os.read(self.events, READ_BYTES):
-                self.buffer += chunk
-            self._closed(self.events)
-        except BlockingIOError:
-            pass
-        events, self.buffer = processes.events_in(self.buffer, self.token)
-        for event in events:
+        for event in self.child.read(wait):
             self._take(event)
-
-    def _closed(self, fd: int) -> None:
-        """The child's end of a pipe is closed: it would read as ready for ever."""
-        with contextlib.suppress(KeyError):
-            self.selector.unregister(fd)
 
     def _take(self, event: dict[str, Any]) -> None:
         run = self.run
@@ -418,8 +352,8 @@ class _Child:
             case "imported":
                 self.stage = "between"
             case "start":
-                self._drain_output()
-                self.prints = HeadAndTail()
+                self.child.drain_prints()
+                self.child.prints = HeadAndTail()
                 self.stage, self.current = "checking", event["id"]
                 task, title = run.planned[self.current]
                 run.on_event(Started(self.current, title, task, len(run.results) + 1, len(run.planned)))
@@ -436,12 +370,12 @@ class _Child:
                     self._broken_course(event["said"])
 
     def _finish(self, event: dict[str, Any]) -> None:
-        self._drain_output()  # the child flushed its prints before it reported
+        self.child.drain_prints()  # the child flushed its prints before it reported
         failure = None
         if event.get("failure"):
             parts = dict(event["failure"])
             parts["frames"] = tuple(Frame.read(f) for f in parts["frames"])
-            failure = Failure(**{**parts, "prints": self.prints.text()})
+            failure = Failure(**{**parts, "prints": self.child.prints.text()})
         outcome = Outcome(event.get("outcome", "crashed"))
         self.run.record(
             event["id"], outcome, event.get("seconds", 0.0), ratio=event.get("ratio"), failure=failure
@@ -452,7 +386,9 @@ class _Child:
     def _broken_course(self, said: str) -> None:
         """Pytest could not even collect the day's tests: that is never the learner's doing."""
         self.stage = "ended"
-        self.run.problem = "the day's tests could not be collected:\n" + (said or self.prints.text()).strip()
+        self.run.problem = (
+            "the day's tests could not be collected:\n" + (said or self.child.prints.text()).strip()
+        )
 
     def _died(self) -> None:
         """The child ended without signing off."""
@@ -460,14 +396,14 @@ class _Child:
         frames = self._frames_in_stack_file()
         summary = processes.ending(code, "the check")
         if self.stage in PATIENCE:
-            self.run.problem = "the grading process could not start:\n" + self.prints.text()
+            self.run.problem = "the grading process could not start:\n" + self.child.prints.text()
         else:
             self._blame(Outcome.CRASHED, summary, frames)
 
     def _blame(self, outcome: Outcome, summary: str, frames: tuple[Frame, ...] = ()) -> None:
         """Give the running check its outcome; when the import is at fault, give it to every check."""
         run = self.run
-        failure = Failure(summary=summary, frames=frames, prints=self.prints.text())
+        failure = Failure(summary=summary, frames=frames, prints=self.child.prints.text())
         if self.stage == "checking" and self.current not in run.results:
             run.record(self.current, outcome, time.monotonic() - self.since, failure=failure)
         elif self.stage == "importing":
@@ -504,21 +440,17 @@ class _Child:
         """The learner's frames in what faulthandler wrote, outermost first."""
         from linecache import getline
 
-        try:
-            text = self.stack_file.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ()
         owned = {
             str(self.run.overlays.get(m, self.run.clone.tree(self.run.solution) / m)): m
             for m in self._modules()
         }
         frames = []
-        for path, line, function in re.findall(r'File "(.+?)", line (\d+) in (\S+)', text):
-            if path in owned or Path(path).is_relative_to(self.run.clone.tree(self.run.solution)):
+        for path, line, function in self.child.stack():
+            if str(path) in owned or path.is_relative_to(self.run.clone.tree(self.run.solution)):
                 shown = self.run.clone.relative(path)
-                if path in owned:
-                    shown = f"{self.run.solution}/{owned[path]}"
-                frames.append(Frame(shown, int(line), function, getline(path, int(line)).strip()))
+                if str(path) in owned:
+                    shown = f"{self.run.solution}/{owned[str(path)]}"
+                frames.append(Frame(shown, line, function, getline(str(path), line).strip()))
         return tuple(reversed(frames[:4]))
 
     def _modules(self) -> Sequence[str]:
@@ -531,11 +463,7 @@ class _Child:
         if self.stage == "ended":  # it is about to go by itself
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GOODBYE_SECONDS)
-        processes.end_family(self.process, self.token)
-        self.selector.close()
-        for fd in (self.events, self.output, self.lifeline):
-            os.close(fd)
-        self.folder.cleanup()
+        self.child.end()
 
 
 class _Yardstick:

@@ -5,12 +5,9 @@ Nothing here prints, and nothing here runs the tree's code or MLX (speaker.py an
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import secrets
-import selectors
 import signal
 import subprocess
 import sys
@@ -20,18 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import processes
+from . import processes, unfinished
 from .catalog import Course, Day, Engine
 from .clone import Clone
 from .errors import CourseError, EnvironmentFault, UsageError
 from .models import Model
 from .processes import HeadAndTail
 from .report import Frame
-from .words import spans
 
 POLL_SECONDS = 0.1
 MEMORY_POLL_SECONDS = 0.5
-READ_BYTES = 1 << 16
 GRACE_SECONDS = 2.0  # for code that is asked to stop, before it is killed
 ROOM_FOR_COPIES = 3  # of the unpacked weights, that code may hold at once
 
@@ -156,12 +151,6 @@ class Speaker:
     # ---- the child
 
     def _start(self) -> None:
-        processes.adopt_orphans()
-        self.token = secrets.token_hex(8)
-        events, events_in = os.pipe()
-        output, output_in = os.pipe()
-        requests_out, requests = os.pipe()
-        lifeline_out, self.lifeline = os.pipe()
         job = {
             "root": str(self.clone.root),
             "engine": self.engine.id,
@@ -171,29 +160,10 @@ class Speaker:
             "config": dict(self.model.config),
             "context": self.model.context,
             "seed": self.seed,
-            "events": events_in,
-            "requests": requests_out,
-            "token": self.token,
-            "lifeline": lifeline_out,
         }
-        self.process: subprocess.Popen[bytes] | None = processes.start(
-            [sys.executable, "-P", "-m", "tinyllm.grader.speaker", json.dumps(job)],
-            output=output_in,
-            pass_fds=(events_in, requests_out, lifeline_out),
-            token=self.token,
-            cwd=str(self.clone.root),
-        )
-        for fd in (events_in, output_in, requests_out, lifeline_out):
-            os.close(fd)
-        for fd in (events, output, requests):
-            os.set_blocking(fd, False)
-        self._events, self._output, self._requests = events, output, requests
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(events, selectors.EVENT_READ)
-        self._selector.register(output, selectors.EVENT_READ)
-        self._buffer = self._unsent = b""
+        self._child = processes.Child("tinyllm.grader.speaker", job, cwd=self.clone.root, requests=True)
+        self.process: subprocess.Popen[bytes] | None = self._child.process
         self._arrived: list[dict[str, Any]] = []
-        self._prints = HeadAndTail()
         self._stage = "starting"  # then importing, loading, building, ready
         self._looked_at_memory = 0.0
 
@@ -201,15 +171,12 @@ class Speaker:
         """Leave nothing running and nothing open. The next `ask` starts anew, from the files of then."""
         if self.process is None:
             return
-        processes.end_family(self.process, self.token)
+        self._child.end()
         self.process = None
-        self._selector.close()
-        for fd in (self._events, self._output, self._requests, self.lifeline):
-            os.close(fd)
 
     def prints(self) -> str:
         """What the tree's code has printed since this was last asked."""
-        text, self._prints = self._prints.text(), HeadAndTail()
+        text, self._child.prints = self._child.prints.text(), HeadAndTail()
         return text
 
     # ---- replies
@@ -228,8 +195,7 @@ class Speaker:
         """
         if self.process is None:
             self._start()
-        self._unsent = json.dumps(asdict(request)).encode() + b"\n"
-        self._selector.register(self._requests, selectors.EVENT_WRITE)
+        self._child.send(json.dumps(asdict(request)).encode() + b"\n")
         if self._stage != "ready":
             yield Loading()
         yield from self._follow(math.inf)
@@ -258,13 +224,13 @@ class Speaker:
 
     def _step(self) -> Iterator[Event]:
         """Wait a moment for events, and see to it that the child is alive and within its memory."""
-        self._pump()
+        self._arrived += self._child.read(POLL_SECONDS)
         while self._arrived:
             event = self._take(self._arrived.pop(0))
             if event is not None:
                 yield event
         if self.process is not None and self.process.poll() is not None:
-            self._pump()
+            self._arrived += self._child.rest()
             if not self._arrived:
                 self._died(processes.ending(self.process.returncode, "the reply"))
         self._look_at_memory()
@@ -284,36 +250,6 @@ class Speaker:
             case "fault":
                 self._fault(event)
         return None
-
-    def _pump(self) -> None:
-        """Send what can be sent; read what was printed and reported."""
-        ready = [key.fd for key, _ in self._selector.select(POLL_SECONDS)]
-        if self._requests in ready:
-            self._send()
-        if self._output in ready:  # before the events: what was printed before one is in the pipe before it
-            self._prints.add(self._read(self._output))
-        if self._events in ready:
-            self._buffer += self._read(self._events)
-            events, self._buffer = processes.events_in(self._buffer, self.token)
-            self._arrived += events
-
-    def _read(self, fd: int) -> bytes:
-        try:
-            chunk = os.read(fd, READ_BYTES)
-        except BlockingIOError:
-            return b""
-        if not chunk:
-            self._selector.unregister(fd)  # closed: it would read as ready for ever
-        return chunk
-
-    def _send(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            try:
-                self._unsent = self._unsent[os.write(self._requests, self._unsent) :]
-            except BrokenPipeError:
-                self._unsent = b""  # it has ended; `_follow` says how
-        if not self._unsent:
-            self._selector.unregister(self._requests)
 
     def _look_at_memory(self) -> None:
         now = time.monotonic()
@@ -354,7 +290,17 @@ class Speaker:
                 )
             case "unwritten":
                 self.end()
-                raise self._unwritten(event["day"], event["task"])
+                stub = event["day"], event["task"]
+                message, step = unfinished.not_written(
+                    self.clone,
+                    self.course,
+                    self.solution,
+                    self.borrow,
+                    self.engine.days,
+                    stub,
+                    beyond="with --temp above 0 ",
+                )
+                raise NotSpoken(message, next_step=step)
         self.end()
         inner = frames[-1].path.removeprefix(f"{self.solution}/") if frames else event["module"]
         day = self.course.day_of(event["module"] or inner)
@@ -368,34 +314,6 @@ class Speaker:
         if self.solution == "reference":
             return "That is the reference: please report it, with the output of `tinyllm-grade doctor`."
         return f"tinyllm-grade {day.name}   ({day.title})" if day else ""
-
-    def _unwritten(self, day_id: str, number: int) -> NotSpoken:
-        """For a stub that was reached. What else the engine needs and is a stub is named along with it."""
-        day = self.course.day(day_id)
-        title = next((t.title for t in day.tasks if t.id == number), day.title)
-        known = [d.id for d in self.course.days]
-        message = f"Day {day.id}, task {number} ({title}) is not written yet. "
-        message += f"This needs days {spans(self.engine.days, known)}"
-        message += f", and with --temp above 0 day {day.id}." if day.id not in self.engine.days else "."
-        others = [d.id for d in self._stubs() if d != day]
-        if others:
-            message += f" Unfinished too: {spans(others, known)}."
-        unfinished = [d for d in self.course.days if d == day or d.id in others]
-        lacking = [d for d in self.course.days if d in unfinished or d in self.borrow]
-        borrow = " ".join(f"--borrow {d.id}" for d in lacking)
-        other_way = f"{borrow}, or --solution reference" if len(lacking) < 5 else "--solution reference"
-        return NotSpoken(message, next_step=f"tinyllm-grade {unfinished[0].name}\nor for now: {other_way}")
-
-    def _stubs(self) -> list[Day]:
-        """The engine's days in whose modules, as the child imports them, a stub's own words still stand."""
-        found = []
-        for day in self.course.days:
-            if day.id in self.engine.days and day not in self.borrow:
-                files = [self.clone.tree(self.solution) / m for m in day.modules]
-                texts = [f.read_text(encoding="utf-8", errors="replace") for f in files if f.is_file()]
-                if any(f'NotImplementedError("day {day.id}, task' in t for t in texts):
-                    found.append(day)
-        return found
 
 
 def seconds_running() -> float:

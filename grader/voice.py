@@ -251,19 +251,8 @@ class Voice:
             frames = self.frames.of_traceback(error.__traceback__)
             if stub := faults.unwritten(error, frames):
                 raise Told("unwritten", str(error), day=stub[0], task=stub[1]) from None
-            match error:
-                case SystemExit() | KeyboardInterrupt():
-                    summary = f"The code ended the program: {type(error).__name__}."
-                case RecursionError():
-                    summary = "The code calls itself without end (RecursionError)."
-                case MemoryError():
-                    summary = "The code asked for more memory than there is."
-                case RuntimeError() if "allocate" in str(error):  # MLX's own words
-                    summary = f"There is not enough memory: {faults.first_line(error)}"
-                case _:
-                    summary = f"{type(error).__name__}: {faults.first_line(error)}"
             module = "" if frames else symbol.module
-            raise Told("code", summary, module=module, frames=faults.ends(frames)) from None
+            raise Told("code", faults.in_words(error), module=module, frames=faults.ends(frames)) from None
 
 
 class Watched:

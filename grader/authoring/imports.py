@@ -21,7 +21,7 @@ CHILD_SIDE = frozenset(
     {"child", "faults", "frames", "plugin", "testing", "tripwires"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
     | {"speaker", "voice"}  # of `generate` and `chat`
-    | {"bench.model_child"}
+    | {"benching_child", "machine", "measuring", "model_speed"}  # of `bench`
 )
 
 TREES = ("exercises", "reference")
@@ -118,7 +118,7 @@ def _table(course: Course, part: str, inside: str) -> Complaint:
             lifted |= REFERENCE_ONLY
         return lambda item: _solution_complaint(item, part, lifted)
     if part == "checkpoints":
-        return _tests_complaint
+        return lambda item: _day_complaint(item, inside)
     if part == "kernels":
         return _kernels_complaint
     module = inside.removesuffix(".py").replace("/", ".")
@@ -145,10 +145,15 @@ def _solution_complaint(item: _Import, tree: str, lifted: frozenset[str]) -> str
     return "a tree imports the standard library, mlx.core, mlx.nn, tinyllm.kernels and its own modules"
 
 
-def _tests_complaint(item: _Import) -> str:
-    allowed = ("pytest", "numpy", "mlx", "mlx_lm", "tinyllm.grader.testing")
+def _day_complaint(item: _Import, inside: str) -> str:
+    """For a day's tests and for its measurement, bench.py."""
+    measures = inside.endswith("/bench.py")
+    allowed = ["numpy", "mlx", "mlx_lm", "tinyllm.grader.testing"]
+    allowed.append("tinyllm.grader.measuring" if measures else "pytest")
     if not item.relative and (_is_stdlib(item.name) or any(_within(item.name, name) for name in allowed)):
         return ""
+    if measures:
+        return "a bench.py imports numpy, mlx, mlx_lm and tinyllm.grader's measuring and testing"
     return "tests import pytest, numpy, mlx, mlx_lm and tinyllm.grader.testing; the rest is `solution`'s"
 
 

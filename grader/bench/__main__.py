@@ -6,12 +6,11 @@ import sys
 
 import click
 
-from .. import models
+from .. import cli
 from ..clone import find_clone
 from ..errors import CourseError
 from . import kills as kill_sweep
 from . import latency as latency_bench
-from . import model as model_bench
 from . import products
 
 
@@ -66,31 +65,11 @@ def blas(runs: int) -> None:
     click.echo(products.summary(result))
 
 
-@main.command()
-@click.option(
-    "--model", "given", default="", metavar="NAME", help="A folder or Hugging Face id (default: tiny-qwen2)."
-)
-@click.option("--runs", type=click.IntRange(min=1), default=5, help="Interleaved runs (default: 5).")
-@click.option(
-    "--prompt", type=click.IntRange(min=1), default=128, help="Tokens to start from (default: 128)."
-)
-@click.option("--tokens", type=click.IntRange(min=0), default=8, help="Tokens to add (default: 8).")
-def model(given: str, runs: int, prompt: int, tokens: int) -> None:
-    """The week-1 model beside mlx-lm without its cache, on the same weights and tokens."""
-    try:
-        clone = find_clone()
-        folder = models.resolve(clone, given).path
-        results = model_bench.measure(clone, folder, runs=runs, prompt=prompt, steps=tokens, say=click.echo)
-    except CourseError as error:
-        click.echo(error.message, err=True)
-        sys.exit(error.exit_code)
-    for result in results:
-        click.echo(model_bench.summary(result))
-    state = "within" if results[0].within_bar else "BELOW"
-    click.echo(
-        f"bar: at least {model_bench.RATIO_BAR} times as fast as mlx-lm on the same weights: {state} it"
-    )
-    sys.exit(0 if results[0].within_bar else 1)
+@main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def model(arguments: tuple[str, ...]) -> None:
+    """The same as `tinyllm-grade bench model`."""
+    cli.main(["bench", "model", *arguments], prog_name="tinyllm-grade")
 
 
 if __name__ == "__main__":

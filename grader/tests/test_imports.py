@@ -65,6 +65,10 @@ ALLOWED = {
         "from tinyllm.grader.testing import check\nfrom tinyllm.grader import testing\n"
         "import mlx_lm\nfrom mlx_lm.models import qwen2\n"
     ),
+    "checkpoints/day1_1/bench.py": (
+        "import numpy as np\nimport mlx.core as mx\nfrom tinyllm.grader.measuring import Bench\n"
+        "from tinyllm.grader import testing\n"
+    ),
     "kernels/build.py": "import nanobind\nimport numpy\nfrom . import a\nfrom tinyllm.kernels import a\n",
     "grader/runner.py": "import click\nfrom . import catalog\nfrom .authoring import stubs\nimport numpy\n",
     "grader/testing.py": "import mlx.core as mx\nfrom . import frames\n",
@@ -121,6 +125,11 @@ REFUSED = [
         "checkpoints/day1_1/test_a.py",
         "from tinyllm.reference.week1 import a",
         "the rest is `solution`'s",
+    ),
+    (
+        "checkpoints/day1_1/bench.py",
+        "import pytest",
+        "imports pytest: a bench.py imports numpy, mlx, mlx_lm and tinyllm.grader's measuring and testing",
     ),
     ("checkpoints/day1_1/test_a.py", "from . import b", "imports tinyllm.checkpoints.day1_1.b: tests import"),
     ("kernels/a.py", "from tinyllm.grader import clone", "kernels/ knows nothing else of ours"),

@@ -57,9 +57,10 @@ def test_every_command_and_option_shown_exists() -> None:
     section = README.partition("Grading options:")[2].partition("Exit codes")[0]
     for option in re.findall(r"`(--?[a-z-]+)", section):
         assert option in options, option
-    options = {o for p in main.commands["generate"].params for o in p.opts}
-    shown = set(re.findall(r"(--[a-z-]+)", README.partition("## Talk to it")[2].partition("\n## ")[0]))
-    assert shown == {o for o in options if o.startswith("--")}
+    for command, title in (("generate", "Talk to it"), ("bench", "Measure it")):
+        options = {o for p in main.commands[command].params for o in p.opts}
+        shown = set(re.findall(r"(--[a-z-]+)", README.partition(f"## {title}")[2].partition("\n## ")[0]))
+        assert shown == {o for o in options if o.startswith("--")}
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
