@@ -115,7 +115,7 @@ def is_built(folder: Path, only: Collection[str] | None = None) -> bool:
 
 def _place(sources: Mapping[str, str], compiler: str) -> tuple[str, Path]:
     """The hash of the set-up, and where the module built from these sources is or would be."""
-    # The clone's own path too: what a workshop was configured with names the files of the glue where they are.
+    # The path of the glue too: a workshop, once configured, names its files where they were.
     setup = _hash([str(GLUE), _toolchain(compiler), *(f"{p.name}\0{p.read_text()}" for p in _glue())])
     state = _hash([setup, *(f"{name}\0{text}" for name, text in sorted(sources.items()))])
     return setup, cache.folder("kernels") / f"{MODULE}-{state}.so"
