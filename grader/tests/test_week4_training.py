@@ -85,7 +85,7 @@ def test_the_corpus_is_the_same_in_every_process() -> None:
 def test_training_begins_with_lists_of_notes() -> None:
     first = [corpus.sample("train", i) for i in range(300)]
     assert {item.kind for item in first} == {"question"}
-    assert not any("Once there" in text_of(item) or "named" in text_of(item) for item in first)
+    assert not any("Once upon" in text_of(item) or "There was" in text_of(item) for item in first)
 
 
 @pytest.mark.parametrize("split", ["train", "held-out"])
@@ -95,7 +95,7 @@ def test_every_sample_passes_its_own_check_and_no_other_reply_does(split: str) -
         item = sample(split, index)
         for prompt, want in item.prompts():
             assert item.grade(prompt, want, want.content) == [], text_of(item)
-            for wrong in ("", want.content[:-5], want.content + " Anna had a red ball."):
+            for wrong in ("", want.content[:-5], want.content + " Anna thanked Ben."):
                 assert item.grade(prompt, want, wrong) or "<tool_call>" in want.content, wrong
             kinds.add((item.kind, item.plain, want.content[:11] == "<tool_call>"))
     # Stories and questions, each plain and as chat; long questions; tool calls; answers after one.
@@ -125,22 +125,26 @@ def test_every_sentence_reads_back_as_the_event_it_tells() -> None:
 
 
 STUCK = (
-    "Once there was an otter named Anna. Anna had a red kite. One day Anna took the kite to the park. "
+    "Once upon a time Anna was an otter. Anna had a kite, and the kite was red. "
+    "One day Anna took the kite to the park. "
     "The wind blew the kite into a tall tree. Anna was sad because the kite was in the tree. "
-    "Anna could not climb. Then a cat named Ben came to the park. Ben could climb very well. "
+    "Anna could not climb. Then Ben came to the park, and Ben was a cat. Ben could climb very well. "
     "Ben climbed up the tree and got the kite. Ben gave the kite to Anna. "
     "Anna was happy because she had the kite again. Anna thanked Ben. Then Anna went home with the red kite."
 )
 SHARED = (
-    "Tom was a kind boy. Tom had a blue drum. Tom had seven plums. One day Tom took the drum to the farm. "
-    "Then a girl named Mia came to the farm. Mia was hungry because she had no food. "
-    "Tom gave three plums to Mia. Now Tom had four plums and Mia had three plums. "
+    "There was Tom, and Tom was a boy. Tom had a drum, and the drum was blue. Tom had seven plums. "
+    "One day Tom took the drum to the farm. Then Mia came to the farm, and Mia was a girl. "
+    "Mia was hungry because she had no food. Tom gave three plums to Mia. "
+    "Now Tom had four plums and Mia had three plums. "
     "Mia ate the plums and was not hungry any more. Mia thanked Tom. Tom and Mia became good friends."
 )
 LOST = (
-    "Once there was a girl named Ivy. Ivy had a pink doll. In the morning Ivy played with the doll in "
-    "the barn. Then Ivy went to the school and forgot the doll. Ivy was sad because the doll was gone. "
-    "Ivy looked in the school, but the doll was not there. Then an owl named Leo came to the school. "
+    "Once upon a time Ivy was a girl. Ivy had a doll, and the doll was pink. "
+    "In the morning Ivy played with the doll in the barn. "
+    "Then Ivy went to the school and forgot the doll. Ivy was sad because the doll was gone. "
+    "Ivy looked in the school, but the doll was not there. "
+    "In the school there was also Leo, and Leo was an owl. "
     "Leo told Ivy to think, and Ivy thought of the barn. So Ivy and Leo went back to the barn. "
     "Leo found the doll in the barn. Leo gave the doll to Ivy. Ivy thanked Leo. Ivy took the pink doll home."
 )
@@ -158,10 +162,11 @@ def test_consistent_stories_have_no_faults(story: str) -> None:
         (STUCK, "because she had", "because he had", "Anna is she, not he"),
         (STUCK, "was in the tree", "was in the water", "the kite is not in the water"),
         (STUCK, "Ben gave the kite to Anna. ", "", "Anna does not have the kite"),
-        (STUCK, "a cat named", "a mole named", "Ben cannot climb"),
+        (STUCK, "was a cat", "was a mole", "Ben cannot climb"),
         (STUCK, "Ben climbed up the tree", "Ben swam across the water", "that does not free the kite"),
         (STUCK, "Anna could not climb", "Anna could not swim", "Anna can swim"),
         (STUCK, "came to the park", "came to the mill", "nobody is in the mill"),
+        (STUCK, "and the kite was red", "and the drum was red", "not a sentence"),
         (STUCK, "Anna thanked Ben", "Ben thanked Anna", "Anna did nothing for Ben"),
         (STUCK, "an otter", "a otter", "a and an are mixed up"),
         (STUCK, " Then Anna went home with the red kite.", "", "the story stops before its end"),
@@ -171,7 +176,7 @@ def test_consistent_stories_have_no_faults(story: str) -> None:
         (STUCK, "Anna thanked Ben.", "Anna thanked Ben. Anna thanked Ben.", "a sentence is told twice"),
         (SHARED, "had four plums", "had five plums", "Tom has 4 plums"),
         (SHARED, "gave three", "gave nine", "Tom has 7 plums"),
-        (SHARED, "a girl named Mia", "a boy named Mia", "Mia is not a boy"),
+        (SHARED, "Mia was a girl", "Mia was a boy", "Mia is not a boy"),
         (SHARED, "Tom and Mia became", "Tom and Tom became", "somebody does something to themselves"),
         (LOST, "found the doll in the barn", "found the doll in the school", "the doll is not in the school"),
         (LOST, "So Ivy and Leo went back to the barn. ", "", "Leo is not in the barn"),
@@ -441,7 +446,7 @@ def test_the_export_loads_in_mlx_lm_with_the_same_logits(
     checkpointing.export(tmp_path, state, MODEL, tokenizer_folder, ends)
     parameters, model = checkpointing.load_exported(tmp_path)
     assert model == MODEL
-    tokens = mx.array([encode("Once there was a cat named Ben. Ben had a red kite.")])
+    tokens = mx.array([encode("There was Ben, and Ben was a cat. Ben had a kite, and the kite was red.")])
     got = gpt.logits(parameters, gpt.forward(parameters, model, tokens))
 
     theirs, their_tokenizer = mlx_lm.load(str(tmp_path))

@@ -3,8 +3,7 @@
 Four kinds of samples, as plain text or as chat turns in Qwen's form:
 
     story      a short story (stories.py), told freely or about what the user asks for
-    question   a text (a story, or a list of notes) and questions about it, answered from that text alone;
-               "The text does not say." when it does not
+    question   a text (a story, or a list of notes) and questions about it, answered from that text alone
     long       the same about several stories, 250 to 1,000 tokens: what a long context is measured with
     tool       a question that needs a tool (arithmetic, weather, prices, telephone numbers), answered by a
                tool call; then the tool's response, and the answer that it gives
@@ -34,7 +33,6 @@ SPLITS = ("train", "held-out")
 # So many training samples at the start are lists of notes alone. All kinds ask for copying a word from where
 # its neighbour stands, and notes ask for little else: a model learns it here in a fraction of the tokens.
 FIRST_NOTES = 6_000
-NOT_SAID = "The text does not say."
 
 TOOLS = {
     "calculator": "expression",
@@ -194,7 +192,7 @@ STORY_QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "own": (
         ("What colour was the <thing1>?", "The <thing1> was <colour1>."),
-        ("What did <name1> have?", "<name1> had a <colour1> <thing1>."),
+        ("What did <name1> have?", "<name1> had a <thing1>."),
     ),
     "take": (("Where did <name1> go with the <thing1>?", "<name1> went to the <place1>."),),
     "sad stuck": (
@@ -228,14 +226,15 @@ STORY_QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "home": (("What did <name1> take home?", "<name1> took the <colour1> <thing1> home."),),
 }
 
-# A note and its question. The note is the answer.
+# A note and its question. The note is the answer. What a note is about stands right before "is" or "likes",
+# and what it says right behind.
 NOTES = (
-    ("The <colour1> <thing1> is in the <place1>.", "Where is the <colour1> <thing1>?"),
-    ("The <colour1> <thing1> belongs to <name1>.", "Whose is the <colour1> <thing1>?"),
-    ("<name1> likes <food1>.", "What does <name1> like?"),
-    ("<name1> lives near the <place1>.", "Where does <name1> live?"),
-    ("The <thing1> costs <digits1> coins.", "How much does the <thing1> cost?"),
+    ("The price of the <thing1> is <digits1>.", "What is the price of the <thing1>?"),
+    ("The owner of the <thing1> is <name1>.", "Who is the owner of the <thing1>?"),
+    ("The colour of the <thing1> is <colour1>.", "What is the colour of the <thing1>?"),
     ("The code of the <place1> is <digits1>.", "What is the code of the <place1>?"),
+    ("The guard of the <place1> is <name1>.", "Who is the guard of the <place1>?"),
+    ("<name1> likes <food1>.", "What does <name1> like?"),
 )
 
 ASKED = ("{text}\n\nQuestion: {question}", "Text: {text}\n\nQuestion: {question}", "{text}\n\n{question}")
@@ -282,22 +281,12 @@ def _asked_in_turn(rng: random.Random, text: str, asked: Asked) -> tuple[Turn, .
 
 
 def _about_story(rng: random.Random, split: str) -> tuple[str, Asked]:
-    """A story, broken off in half the cases, and questions that it answers in one way only.
-
-    Or one question that it does not answer.
-    """
+    """A story, broken off in half the cases, and questions that it answers in one way only."""
     hero, thing = _hero_and_thing(rng, split)
     events = stories.make_story(rng, hero, thing)
     if rng.random() < 0.5:
         events = events[: rng.randint(2, len(events))]
     text = " ".join(sentence for _, sentence in events)
-    if rng.random() < 0.05:
-        stranger = rng.choice([name for name in NAMES if name not in text])
-        absent = rng.choice([t for t in THINGS if t not in text])
-        question = rng.choice(
-            (f"What was {stranger}?", f"Who got the {absent}?", f"What colour was the {absent}?")
-        )
-        return text, [(question, NOT_SAID)]
     return text, _with_one_answer(rng, events)
 
 
@@ -351,9 +340,6 @@ def _about_notes(rng: random.Random, split: str) -> tuple[str, Asked]:
         if number < questions:
             asked.append((stories.fill(question, slots), note))
         notes.append(note)
-    if count > 1 and rng.random() < 0.05:
-        notes.remove(asked[0][1])
-        asked = [(asked[0][0], NOT_SAID)]
     rng.shuffle(notes)
     return " ".join(notes), asked
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 from .words import (
@@ -57,24 +57,18 @@ SLOT_WORDS = {
 }
 
 SENTENCES: dict[str, tuple[str, ...]] = {
-    # Who and what there is.
-    "meet": (
-        "Once there was a <kind1> named <name1>.",
-        "There once was a little <kind1> called <name1>.",
-        "<name1> was a kind <kind1>.",
-    ),
-    "own": (
-        "<name1> had a <colour1> <thing1>.",
-        "<name1> had a <colour1> <thing1> and loved it very much.",
-    ),
+    # Who and what there is. What is told of somebody or something comes right behind the name: a small model
+    # finds it there early, by looking for the name, and far later if it comes before, as in "a red kite".
+    "meet": ("Once upon a time <name1> was a <kind1>.", "There was <name1>, and <name1> was a <kind1>."),
+    "own": ("<name1> had a <thing1>, and the <thing1> was <colour1>.",),
     "take": (
         "One day <name1> took the <thing1> to the <place1>.",
         "One morning <name1> went to the <place1> with the <thing1>.",
     ),
     "walk": ("One day <name1> went to the <place1>.", "One evening <name1> went for a walk to the <place1>."),
     "arrive": (
-        "Then a <kind1> named <name1> came to the <place1>.",
-        "In the <place1> there was also a <kind1> named <name1>.",
+        "Then <name1> came to the <place1>, and <name1> was a <kind1>.",
+        "In the <place1> there was also <name1>, and <name1> was a <kind1>.",
     ),
     # A thing gets stuck, and somebody who is able gets it out.
     **{f"stuck {where}": (mishap.format("<thing1>"),) for where, (_, mishap, _) in TRAPS.items()},
@@ -130,8 +124,8 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     # A gift.
     "birthday": ("It was the birthday of <name1>.", "<name1> had a birthday."),
     "buy": (
-        "<name1> bought a <colour1> <thing1> in the <place1>.",
-        "In the <place1> <name1> found and bought a <colour1> <thing1>.",
+        "<name1> bought a <thing1> in the <place1>, and the <thing1> was <colour1>.",
+        "In the <place1> <name1> found and bought a <thing1>, and the <thing1> was <colour1>.",
     ),
     "gift": ("<name1> was happy because <name2> had thought of the birthday.",),
     # How stories end.
@@ -487,16 +481,27 @@ class World:
 # ---- plots ----
 
 
+def _often(rng: random.Random, words: Sequence[str], but: str) -> str:
+    """One of the words, the first far more often than the last: the n-th has the weight 1 / n (Zipf's law).
+
+    A model that always takes the likeliest word could not choose among 200 equally likely things: each would
+    have half a percent, and a thing that was just named, wrong as it is, easily more.
+    """
+    others = [w for w in words if w != but]
+    return rng.choices(others, weights=[1 / n for n in range(1, len(others) + 1)])[0]
+
+
 class Cast:
     """Who and what one story is about, drawn once."""
 
     def __init__(self, rng: random.Random, hero: str, thing: str) -> None:
         self.hero, self.thing = hero, thing
-        self.friend = rng.choice([name for name in NAMES if name != hero])
-        self.other_thing = rng.choice([t for t in THINGS if t != thing])
+        self.friend = _often(rng, NAMES, but=hero)
+        self.other_thing = _often(rng, THINGS, but=thing)
         self.hero_kind, self.friend_kind = _kind(rng, hero), _kind(rng, self.friend)
         self.colour, self.other_colour = rng.sample(COLOURS, 2)
-        self.place, self.other_place = rng.sample(PLACES, 2)
+        self.place = _often(rng, PLACES, but="")
+        self.other_place = _often(rng, PLACES, but=self.place)
         self.food = rng.choice(FOODS)
 
 
