@@ -22,30 +22,31 @@ from . import build
 class Kernels:
     """The kernels of one tree. Its attributes are those of the module that build.load gives."""
 
-    def __init__(
-        self,
-        package: str,
-        folder: Path | None = None,
-        overlays: Mapping[str, Path] | None = None,
-        only: Collection[str] | None = None,
-    ) -> None:
-        """package: the tree's, such as "tinyllm.exercises". The rest as build.load takes it."""
+    def __init__(self, package: str) -> None:
+        """package: the tree's, such as "tinyllm.exercises"."""
         self._package = package
-        self._folder = folder
-        self._overlays = overlays
-        self._only = only
+        self._sources: tuple[Path | None, Mapping[str, Path] | None, Collection[str] | None] = (None,) * 3
         self._module: ModuleType | None = None
         self._failure: Exception | None = None
+
+    def build_from(
+        self, folder: Path, overlays: Mapping[str, Path] | None, only: Collection[str] | None
+    ) -> None:
+        """What build.load is to take, in the place of all that the tree's folder holds."""
+        if self._module is not None:
+            raise RuntimeError(f"the kernels of {self._package} are in use already")
+        self._sources, self._failure = (folder, overlays, only), None
 
     def load(self) -> ModuleType:
         """The built module. Raises what build.load raises, every time."""
         if self._failure is not None:
             raise self._failure
         if self._module is None:
-            tree = importlib.import_module(self._package)
-            folder = self._folder or Path(next(iter(tree.__path__))) / "kernels"
+            folder, overlays, only = self._sources
+            if folder is None:
+                folder = Path(next(iter(importlib.import_module(self._package).__path__))) / "kernels"
             try:
-                self._module = build.load(folder, self._overlays, self._only)
+                self._module = build.load(folder, overlays, only)
             except (build.BuildFault, build.DoesNotCompile) as failure:
                 self._failure = failure
                 raise
@@ -73,8 +74,7 @@ def choose(
     overlays: Mapping[str, Path] | None = None,
     only: Collection[str] | None = None,
 ) -> Kernels:
-    """Say what a tree's kernels are built from, as build.load takes it, before a module asks for them."""
-    if package in _kernels:
-        raise RuntimeError(f"the kernels of {package} are in use already")
-    _kernels[package] = Kernels(package, folder, overlays, only)
-    return _kernels[package]
+    """Say what a tree's kernels are built from, as build.load takes it. Before they are used."""
+    kernels = of(package)
+    kernels.build_from(folder, overlays, only)
+    return kernels

@@ -49,8 +49,13 @@ def builds(*, quick: bool) -> list[Build]:
 
 
 def problems(clone: Clone, wanted: Sequence[Build], say: Callable[[str], None]) -> list[str]:
-    """What the sanitizers and the program itself complain about, one text for each build; none is good."""
-    found = []
+    """What the sanitizers and the program itself complain about, one text for each build; none is good.
+
+    Nothing in a clone whose reference has no kernels.
+    """
+    found: list[str] = []
+    if not any((clone.reference / "kernels").glob("*.cpp")):
+        return found
     with tempfile.TemporaryDirectory(prefix="tinyllm-sanitize-") as folder:
         for number, one in enumerate(wanted):
             place = Path(folder) / str(number)

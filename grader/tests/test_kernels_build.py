@@ -243,12 +243,17 @@ def test_glue_that_does_not_compile_is_not_the_learners_fault(
         build.build(course.clone.reference / "kernels")
 
 
-def test_which_kernels_a_tree_has_is_chosen_before_their_use(tmp_path: Path) -> None:
-    chosen = native.choose("tinyllm.toy_tree", tmp_path)
-    assert native.of("tinyllm.toy_tree.week2.quantize") is chosen
+def test_which_kernels_a_tree_has_is_chosen_before_their_use(
+    course: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_kernels", {})
+    asked = native.of("tinyllm.toy_tree.week2.quantize")
+    folder = course.clone.reference / "kernels"
+    assert native.choose("tinyllm.toy_tree", folder, only=["axpby.cpp"]) is asked
+    monkeypatch.setattr(native.build, "load", lambda *given: given)
+    assert asked.load() == (folder, None, ["axpby.cpp"])
     with pytest.raises(RuntimeError, match="in use already"):
-        native.choose("tinyllm.toy_tree", tmp_path)
-    del native._kernels["tinyllm.toy_tree"]
+        native.choose("tinyllm.toy_tree", folder)
 
 
 def test_old_leftovers_go(cache: Path) -> None:

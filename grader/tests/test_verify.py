@@ -324,11 +324,21 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
     run_one = 'import runpy\n\n\ndef test_one():\n    runpy.run_path("grader/one.py")\n'
     _put(clone, "grader/tests/test_one.py", run_one)
     assert CliRunner().invoke(main, ["stubs"]).output.endswith("4 files changed.\n")
-    fine = CliRunner().invoke(main, ["ci", "--jobs", "2"])
-    titles = ["ruff check", "ruff format", "imports", "stubs", "specs", "tests", "verify"]
+    fine = CliRunner().invoke(main, ["ci", "--jobs", "1"])
+    titles = [
+        "ruff check",
+        "ruff format",
+        "imports",
+        "stubs",
+        "specs",
+        "cuda",
+        "sanitizers",
+        "tests",
+        "verify",
+    ]
     assert [line[3:] for line in fine.output.splitlines() if line.startswith("== ")] == [*titles, "summary"]
     assert fine.exit_code == 0, fine.output
-    assert fine.output.endswith("\n14 passed, 0 failed\n")  # 5 steps, 1 test, 8 claims
+    assert fine.output.endswith("\n16 passed, 0 failed\n")  # 7 steps, 1 test, 8 claims
 
     _put(
         clone,
@@ -339,7 +349,7 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
     _put(clone, "checkpoints/day1_1/lesson.md", LESSON.replace("## Pitfalls", "Pitfalls"))
     spec = (SOUND_SPEC + SOUND_EXTRAS).replace("return x * x", "return x + x + 0")
     _put(clone, "checkpoints/day1_1/checkpoint.toml", spec)
-    bad = CliRunner().invoke(main, ["ci", "--jobs", "2"])
+    bad = CliRunner().invoke(main, ["ci", "--jobs", "1"])
     assert bad.exit_code == 1
     summary = bad.output[bad.output.index("== summary") :]
     for expected in (
