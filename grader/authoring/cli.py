@@ -90,13 +90,14 @@ _jobs = click.option(
 @click.argument("day", default="all")
 @_jobs
 @click.option("-v", "--verbose", is_flag=True, help="One line for each claim, with the check that decided.")
-def verify(day: str, jobs: int, verbose: bool) -> None:
+@click.option("--quick", is_flag=True, help="One of the cheats for each symbol, as `ci` does it.")
+def verify(day: str, jobs: int, verbose: bool, quick: bool) -> None:
     """Prove that the tests of a day see mistakes. DAY as in `tinyllm-grade`; default: all.
 
     Grades the reference, the stub, every misconception, the cheats, and each symbol taken away.
     """
     clone, course = _load()
-    proofs = _verify(clone, course, course.select(day), jobs, verbose)
+    proofs = _verify(clone, course, course.select(day), jobs, verbose=verbose, quick=quick)
     click.echo(verify_.closing(proofs))
     _end(ci_.Result.of(p for proof in proofs for p in proof.problems))
 
@@ -185,13 +186,19 @@ def _told(problems: Sequence[str], fine: str) -> ci_.Result:
 
 
 def _verify(
-    clone: Clone, course: Course, days: Sequence[Day], jobs: int, verbose: bool = False
+    clone: Clone,
+    course: Course,
+    days: Sequence[Day],
+    jobs: int,
+    *,
+    verbose: bool = False,
+    quick: bool = False,
 ) -> list[verify_.Proof]:
     """Prove the days one after another: a line for each as it goes, then the failures and the table."""
     proofs = []
     for day in days:
         count = _Count(day.name, live=sys.stdout.isatty())
-        proof = verify_.verify_day(clone, course, day, jobs=jobs, progress=count)
+        proof = verify_.verify_day(clone, course, day, jobs=jobs, progress=count, quick=quick)
         proofs.append(proof)
         count.end(f"{proof.passed} of {len(proof.results)} claims hold  {proof.seconds:.1f} s")
         if verbose:
@@ -221,6 +228,6 @@ class _Count:
 
 
 def _verify_step(clone: Clone, course: Course, jobs: int) -> ci_.Result:
-    proofs = _verify(clone, course, course.days, jobs)
+    proofs = _verify(clone, course, course.days, jobs, quick=True)
     problems = tuple(problem for proof in proofs for problem in proof.problems)
     return ci_.Result(sum(p.passed for p in proofs), len(problems), problems)
