@@ -19,7 +19,7 @@ from .speaking import Ask, Began, Done, Loading, NotSpoken, Piece, Speaker, seco
 # What tiny-qwen2 was trained on; about anything else it knows nothing.
 TRY = {
     SHIPPED: (
-        "Tell me a story about Anna and a kite.",
+        "Tell me a story about Mia and a kite.",
         "The blue drum belongs to Nora. Finn likes plums. Question: What does Finn like?",
         "Write a short story about Leo and a boat.",
     )

@@ -422,7 +422,7 @@ def test_chat_by_pipe(finished: Clone) -> None:
     assert (code, out) == (0, f"{TEXT}\n" * 3)
     told = words(err)
     assert told.startswith("tiny-qwen2: 0.115 million parameters, float32, 464 kB Run by the reference, ")
-    assert "Try: Tell me a story about Anna and a kite." in told
+    assert "Try: Tell me a story about Mia and a kite." in told
     assert "There is no command /nonsense. /reset" in told
     first, second, third = (int(n) for n in re.findall(r"(\d+) prompt tokens", err))
     assert second > first + len(TEXT)  # the conversation so far is in the prompt
