@@ -101,6 +101,8 @@ class Day:
     rules: tuple[Rule, ...]  # the course's and the day's own
     questions: tuple[Question, ...]
     compared: Compared | None = None  # None: the day has no model whose passes could be set side by side
+    packages: tuple[str, ...] = ()  # that this day's modules and checks may import beside what all may
+    test_packages: tuple[str, ...] = ()  # that its checks alone may import
 
     @property
     def name(self) -> str:
@@ -156,6 +158,20 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """How a tree's code is served over HTTP, for `serve` and `bench serve`.
+
+    engine(model, tokenizer, max_active_requests=, max_seq_len=, ...) schedules requests over an engine's model;
+    app(function that makes one, model_name, ...) is an ASGI app.
+    """
+
+    days: tuple[str, ...]  # ids of the days whose code it takes beside that of the model's engine
+    engines: tuple[str, ...]  # ids of the engines whose models take several rows, the earliest first
+    engine: Symbol
+    app: Symbol
+
+
+@dataclass(frozen=True)
 class Course:
     title: str
     weeks: dict[int, str]
@@ -163,6 +179,7 @@ class Course:
     limits: Limits
     reference_only: tuple[str, ...] = ()  # patterns ("week4/*") of reference modules that learners do not get
     engines: tuple[Engine, ...] = ()  # the earliest first
+    serving: Serving | None = None
 
     def is_reference_only(self, module: str) -> bool:
         """Whether a module of reference/ ("week4/gpt.py") is in no day and named as such in course.toml."""
@@ -240,6 +257,7 @@ def load(clone: Clone) -> Course:
     title = reader.text("title")
     reference_only = reader.strings("reference_only", default=())
     engines = reader.tables("engines", default=[])
+    serving = reader.inner("serving")
     reader.done()
     folders = [f for f in clone.checkpoints.iterdir() if (f / "checkpoint.toml").is_file()]
     days = sorted((_day(f, rules, clone) for f in folders), key=lambda d: _order(d.id))
@@ -262,7 +280,8 @@ def load(clone: Clone) -> Course:
                     f"{clone.relative(day.folder)}/checkpoint.toml: compare: no task of the day, "
                     f"or of a day it builds on, lists {symbol}"
                 )
-    return replace(course, engines=_engines(engines, course))
+    course = replace(course, engines=_engines(engines, course))
+    return replace(course, serving=_serving(serving, course))
 
 
 def _order(day_id: str) -> tuple[int, ...]:
@@ -296,6 +315,8 @@ def _day(folder: Path, course_rules: tuple[Rule, ...], clone: Clone) -> Day:
         rules=course_rules + tuple(_rule(x) for x in r.tables("forbids", default=[])),
         questions=tuple(_question(q) for q in r.tables("questions", default=[])),
         compared=_compared(r.inner("compare")),
+        packages=r.strings("packages", default=()),
+        test_packages=r.strings("test_packages", default=()),
     )
     r.done()
     return day
@@ -311,12 +332,36 @@ def _engines(readers: list[_Reader], course: Course) -> tuple[Engine, ...]:
     return tuple(engines)
 
 
+def _serving(r: _Reader | None, course: Course) -> Serving | None:
+    if r is None:
+        return None
+    serving = Serving(
+        days=r.strings("days"),
+        engines=r.strings("engines"),
+        engine=_listed_symbol(r, "engine", course),
+        app=_listed_symbol(r, "app", course),
+    )
+    for key, given, known in (
+        ("days", serving.days, [d.id for d in course.days]),
+        ("engines", serving.engines, [e.id for e in course.engines]),
+    ):
+        for name in given:
+            if name not in known:
+                r.fail(key, f"there is no {name}")
+    r.done()
+    return serving
+
+
+def _listed_symbol(r: _Reader, key: str, course: Course) -> Symbol:
+    module, _, name = r.text(key).rpartition("::")
+    if course.day_of(module) is None or not name:
+        r.fail(key, "must be module.py::name, with a module that a day lists")
+    return Symbol(module, name)
+
+
 def _engine(r: _Reader, course: Course) -> Engine:
     def symbol(key: str) -> Symbol:
-        module, _, name = r.text(key).rpartition("::")
-        if course.day_of(module) is None or not name:
-            r.fail(key, "must be module.py::name, with a module that a day lists")
-        return Symbol(module, name)
+        return _listed_symbol(r, key, course)
 
     engine = Engine(
         id=r.text("id"),

@@ -113,12 +113,12 @@ Complaint = Callable[[_Import], str]  # why the import is not allowed; empty whe
 
 def _table(course: Course, part: str, inside: str) -> Complaint:
     if part in TREES:
-        lifted = lifted_for(course, inside)
+        lifted = lifted_for(course, inside) | packages_of(course, inside)
         if part == "reference" and course.is_reference_only(inside):
             lifted |= REFERENCE_ONLY
         return lambda item: _solution_complaint(item, part, lifted)
     if part == "checkpoints":
-        return lambda item: _day_complaint(item, inside)
+        return lambda item: _day_complaint(item, inside, course)
     if part == "kernels":
         return _kernels_complaint
     module = inside.removesuffix(".py").replace("/", ".")
@@ -136,6 +136,12 @@ def lifted_for(course: Course, module: str) -> frozenset[str]:
     )
 
 
+def packages_of(course: Course, module: str) -> frozenset[str]:
+    """The packages that every day of this module ("week2/server.py") names in its spec."""
+    named = [frozenset(day.packages) for day in course.days if module in day.modules]
+    return frozenset.intersection(*named) if named else frozenset()
+
+
 def _solution_complaint(item: _Import, tree: str, lifted: frozenset[str]) -> str:
     allowed = ("mlx.core", "mlx.nn", "tinyllm.kernels", *lifted)
     if item.relative or _is_stdlib(item.name) or any(_within(item.name, name) for name in allowed):
@@ -145,10 +151,13 @@ def _solution_complaint(item: _Import, tree: str, lifted: frozenset[str]) -> str
     return "a tree imports the standard library, mlx.core, mlx.nn, tinyllm.kernels and its own modules"
 
 
-def _day_complaint(item: _Import, inside: str) -> str:
+def _day_complaint(item: _Import, inside: str, course: Course) -> str:
     """For a day's tests and for its measurement, bench.py."""
     measures = inside.endswith("/bench.py")
     allowed = ["numpy", "mlx", "mlx_lm", "tinyllm.grader.testing"]
+    for day in course.days:
+        if inside.startswith(f"{day.folder.name}/"):
+            allowed += [*day.packages, *day.test_packages]
     allowed.append("tinyllm.grader.measuring" if measures else "pytest")
     if not item.relative and (_is_stdlib(item.name) or any(_within(item.name, name) for name in allowed)):
         return ""
