@@ -1,4 +1,4 @@
-"""Day 2.7: the engine. Requests come in at any time, and every step gives each of them its next piece of text.
+"""Day 2.7: the engine. Requests come in at any time, and every step gives each its next piece of text.
 
 It puts the scheduler, which decides, and the runner, which computes, together with the detokenizer and the
 stop strings of day 1.6. It waits for nobody and owns no thread: whoever calls step() does the work. Day 2.8
@@ -16,7 +16,7 @@ from ..week1.generation import IncrementalDetokenizer, StopMatcher, Tokenizer
 from .batching import BatchingModel
 from .request_sampling import Sampled
 from .runner import Runner
-from .scheduler import Generation, Scheduler, Settings, Status
+from .scheduler import DEFAULTS, Generation, Scheduler, Settings, Status
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Engine:
         """Requests with a slot."""
         return len(self.scheduler.active)
 
-    def submit(self, prompt: str | Sequence[int], settings: Settings = Settings()) -> int:
+    def submit(self, prompt: str | Sequence[int], settings: Settings = DEFAULTS) -> int:
         """Take a request in and return its id.
 
         A text is encoded with tokenizer.encode(prompt, add_special_tokens=False); a chat template is the
@@ -163,7 +163,7 @@ class Engine:
 
 
 def generate_all(
-    engine: Engine, prompts: Sequence[str | Sequence[int]], settings: Settings = Settings()
+    engine: Engine, prompts: Sequence[str | Sequence[int]], settings: Settings = DEFAULTS
 ) -> list[str]:
     """The replies to several prompts, in the order of the prompts, from an engine without other work.
 

@@ -20,8 +20,8 @@ from .scheduler import Chunk, Decode, Plan
 class Runner:
     """The caches of all requests, and the model calls of a step.
 
-    `batch` holds the decoding requests, a BatchingKvCache a layer; `prefilling` the caches of prompts that are
-    not whole yet, by slot; `history` the tokens of each request with a slot, by slot: those that have run.
+    `batch` holds the decoding requests, a BatchingKvCache a layer; `prefilling` the caches of prompts that
+    are not whole yet, by slot; `history` the tokens of each slot that have run.
     """
 
     def __init__(self, model: BatchingModel, max_active_requests: int, max_seq_len: int) -> None:

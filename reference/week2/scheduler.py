@@ -53,6 +53,9 @@ class Settings:
                 raise ValueError(says)
 
 
+DEFAULTS = Settings()
+
+
 class Status(Enum):
     """Where a request stands. It goes down this list, and never back."""
 
@@ -86,7 +89,7 @@ class Chunk:
     start: int
     tokens: tuple[int, ...]
     last: bool  # the prompt ends with it, so it gives the reply's first token
-    settings: Settings = Settings()
+    settings: Settings = DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Decode:
     slot: int
     token: int
     offset: int  # tokens of this request that have run before
-    settings: Settings = Settings()
+    settings: Settings = DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class Scheduler:
         """Whether a plan would hold anything, a slot to release included."""
         return bool(self.generations or self.to_release)
 
-    def submit(self, prompt: Sequence[int], settings: Settings = Settings()) -> Generation:
+    def submit(self, prompt: Sequence[int], settings: Settings = DEFAULTS) -> Generation:
         """Take a request in; it waits.
 
         Ids count up from 0. The result is what the scheduler itself keeps, so its fields show how the
