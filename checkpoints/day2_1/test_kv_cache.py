@@ -322,24 +322,28 @@ THETA = 300.0
 
 
 def turned64(x, positions):
-    """x (N, L, heads, D) turned to `positions`, in split halves."""
+    """x (N, L, heads, D) turned to `positions`, (L,) or (N, L), in split halves."""
     half = x.shape[-1] // 2
-    angles = np.asarray(positions)[:, None] * THETA ** (-np.arange(half) / half)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    angles = np.asarray(positions)[..., None] * THETA ** (-np.arange(half) / half)
+    cos, sin = (f(angles)[..., None, :] for f in (np.cos, np.sin))
     a, b = x[..., :half], x[..., half:]
     return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
 def rope(x, offset):
-    """Stands for day 1.2's RoPE: x (N, L, heads, D) to the positions of a slice."""
-    if not isinstance(offset, slice):
-        raise TypeError(f"rope takes x and a slice of positions, not {type(offset).__name__}")
-    positions = np.arange(offset.start or 0, offset.stop)
-    if len(positions) != x.shape[1]:
-        raise ValueError(f"rope is given {x.shape[1]} tokens and {len(positions)} positions")
+    """Stands for day 1.2's RoPE: x (N, L, heads, D) to the positions of a slice, or of one for each row."""
+    slices = offset if isinstance(offset, list) else [offset]
+    odd = [type(rows).__name__ for rows in slices if not isinstance(rows, slice)]
+    if odd:
+        raise TypeError(f"rope takes x and a slice of positions, or a list of slices, not {odd[0]}")
+    if isinstance(offset, list) and len(offset) != x.shape[0]:
+        raise ValueError(f"rope is given {x.shape[0]} rows and {len(offset)} slices")
+    positions = [np.arange(rows.start or 0, rows.stop) for rows in slices]
+    if any(len(row) != x.shape[1] for row in positions):
+        raise ValueError(f"rope is given {x.shape[1]} tokens and {[len(row) for row in positions]} positions")
     half = x.shape[-1] // 2
-    angles = positions[:, None] * THETA ** (-np.arange(half) / half)
-    cos, sin = (mx.array(f(angles).astype(np.float32))[:, None] for f in (np.cos, np.sin))
+    angles = np.stack(positions)[..., None] * THETA ** (-np.arange(half) / half)
+    cos, sin = (mx.array(f(angles).astype(np.float32))[:, :, None] for f in (np.cos, np.sin))
     a, b = x[..., :half].astype(F32), x[..., half:].astype(F32)
     return mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
@@ -504,6 +508,25 @@ def test_attention_reads_the_cache(solution, L):
     got = layer.layer(x, 9, PlainCache(old_key, old_value), "causal")
     what = f"CachedAttention(...)(x, 9, cache, 'causal'), x {(N, L, E)}, 9 tokens in the cache"
     check_result(got, want, size, layer, what=what, fact="attn-attends")
+
+
+@task(3)
+def test_attention_with_an_offset_for_each_row(solution):
+    """the layer: rows that stand at different positions, as day 2.6's requests do"""
+    layer = Layer(solution, seed=480, norms=("q", "k"))
+    for seed, (L, offset) in enumerate(((1, [9, 4]), (3, [2, 9]))):
+        old = [sample((N, H, 9, D), seed=510 + 10 * seed + i) for i in (0, 1)]
+        x, x64 = sample((N, L, E), seed=515 + 10 * seed)
+        positions = np.array(offset)[:, None] + np.arange(L)  # (N, L)
+        key = np.concatenate([old[0][1], layer.projected64("k", x64, positions)], axis=2)
+        value = np.concatenate([old[1][1], layer.projected64("v", x64)], axis=2)
+        empty = np.arange(9 + L) < 9 - np.array(offset)[:, None]  # rows end together, padded in front
+        mask64 = causal64(L, 9 + L) + np.where(empty, -np.inf, 0.0)[:, None, None]
+        want, size = layer.attended64(layer.projected64("q", x64, positions), key, value, mask64)
+        cache = PlainCache(old[0][0], old[1][0], other_mask=mx.array(mask64.astype(np.float32)))
+        got = layer.layer(x, offset, cache, "causal" if L > 1 else None)
+        what = f"CachedAttention(...)(x, {offset}, cache, mask), x {(N, L, E)}"
+        check_result(got, want, size, layer, what=what, fact="attn-rows")
 
 
 @task(3)

@@ -156,11 +156,12 @@ class Text:
         self.dtype, self.quantized, self.shown, self.done = dtype, quantized, shown, 0
         self.want = as_float64(oracle_of(mlx_model)(inputs))
 
-    def run(self, L, *, fact):
-        """Run the next L tokens and compare their logits."""
+    def run(self, L, *, fact, by_rows=False):
+        """Run the next L tokens and compare their logits; `by_rows`: with an offset for each row."""
         start, end = self.done, self.done + L
         part = self.inputs[:, start:end]
-        got = self.model(part, start, self.cache)
+        offset = [start] * len(part) if by_rows else start
+        got = self.model(part, offset, self.cache)
         want = self.want[:, start:end]
         shape = tuple(part.shape)
         check.close(
@@ -168,7 +169,7 @@ class Text:
             want,
             dtype=self.dtype,
             **logit_error(self.mlx_model.args, want, end, self.dtype, self.quantized),
-            what=f"Qwen2ModelWeek2(mlx_model)(inputs, {start}, cache), inputs {shape}, "
+            what=f"Qwen2ModelWeek2(mlx_model)(inputs, {offset}, cache), inputs {shape}, "
             f"{dtype_name(self.dtype)}{self.shown}",
             fact=fact,
         )
@@ -256,7 +257,7 @@ def test_model_two_texts(solution):
 
 @task(4)
 def test_model_rewind(solution):
-    """tokens taken back, and others run in their place"""
+    """tokens taken back, and others run in their place, with one offset for all rows and with a list"""
     mlx_model = checkpoint(F32, SMALL, seed=17)
     model = solution.Qwen2ModelWeek2(mlx_model)
     inputs = token_ids((2, 9), seed=18)
@@ -268,8 +269,8 @@ def test_model_rewind(solution):
     text.rewind(3)
     after = Text(model, mlx_model, other, cache, shown=", after a rewind")
     after.done = text.done
-    for L in (1, 3):
-        after.run(L, fact="model-call")
+    after.run(1, fact="model-call")
+    after.run(3, fact="model-call", by_rows=True)
 
 
 @task(4)

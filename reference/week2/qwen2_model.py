@@ -63,6 +63,9 @@ class CachedAttention:
     The new tokens stand at positions offset to offset + L - 1. Queries and keys are turned there, rope(x,
     slice), after q_norm and k_norm where there are these; values are not turned.
 
+    offset is one number for all rows, or a list with one for each: row n then stands at offset[n], and rope
+    is given a list of slices.
+
     Each call updates the cache once, with keys and values as attention reads them: N x H x L x D, and the
     keys normed and turned. The update is cache.update_and_fetch(key, value, mask_length=L, mask=mask), with
     the mask that the layer was given.
@@ -94,7 +97,9 @@ class CachedAttention:
         self.q_norm, self.k_norm = q_norm, k_norm
         self.attention = attention
 
-    def __call__(self, x: mx.array, offset: int, cache: TinyKvCache, mask: Mask = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, offset: int | list[int], cache: TinyKvCache, mask: Mask = None
+    ) -> mx.array:
         """x: (N, L, E), the new tokens; offset: tokens in the cache before the call; mask: for the cache."""
         N, L, _ = x.shape
         query = self.q_proj(x).reshape(N, L, self.num_heads, -1)
@@ -106,7 +111,10 @@ class CachedAttention:
             key = self.k_norm(key)
 
         # subtle: turned before they are stored. A token's position never changes, so it is turned once.
-        positions = slice(offset, offset + L)
+        if isinstance(offset, list):
+            positions = [slice(start, start + L) for start in offset]
+        else:
+            positions = slice(offset, offset + L)
         query = self.rope(query, positions).transpose(0, 2, 1, 3)  # (N, H_q, L, D)
         key = self.rope(key, positions).transpose(0, 2, 1, 3)  # (N, H, L, D)
         value = value.transpose(0, 2, 1, 3)
@@ -133,7 +141,9 @@ class CachedBlock:
         self.post_attention_layernorm = post_attention_layernorm
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
-    def __call__(self, x: mx.array, offset: int, cache: TinyKvCache, mask: Mask = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, offset: int | list[int], cache: TinyKvCache, mask: Mask = None
+    ) -> mx.array:
         """x: (N, L, E), offset, cache and mask as in CachedAttention; same shape and dtype back."""
         h = x + self.self_attn(self.input_layernorm(x), offset, cache, mask)
         normed = self.post_attention_layernorm(h)
@@ -151,8 +161,8 @@ class Qwen2ModelWeek2:
     attention has q_norm and k_norm where the checkpoint has them, with eps rms_norm_eps.
 
     model(inputs, offset, cache) maps the ids of L new tokens, N x L, to their logits, N x L x V, in the
-    checkpoint's dtype. offset is the number of tokens that each cache holds before the call, and layer i
-    uses cache[i].
+    checkpoint's dtype. offset is the number of tokens that each cache holds before the call, one for all rows
+    or a list with one for each, and layer i uses cache[i].
 
     A new token sees itself and everything before it, in the cache too: the mask is "causal", or None for
     L = 1.
@@ -214,7 +224,7 @@ class Qwen2ModelWeek2:
     def create_kv_cache(self) -> list[TinyKvCache]:
         return [TinyKvStepCache() for _ in self.layers]
 
-    def __call__(self, inputs: mx.array, offset: int, cache: Sequence[TinyKvCache]) -> mx.array:
+    def __call__(self, inputs: mx.array, offset: int | list[int], cache: Sequence[TinyKvCache]) -> mx.array:
         """inputs: integers (N, L); returns (N, L, V). Positions stay below max_position_embeddings."""
         # subtle: "causal" is aligned to the end of S, so one word fits a prompt and a chunk behind others.
         mask = None if inputs.shape[1] == 1 else "causal"
