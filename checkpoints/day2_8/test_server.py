@@ -425,9 +425,10 @@ def test_caller_gone_while_submitting(solution):
         engine = FakeEngine()
         engine.step_seconds = 0.1
         thread = await started(solution, engine)
-        first = await thread.submit("first", settings(solution, max_tokens=3))
+        first = await thread.submit("first", settings(solution, max_tokens=4))
+        await until(lambda: engine.steps == 1)  # it is in a step, for a while
         waiting = asyncio.ensure_future(thread.submit("second", settings(solution, max_tokens=3000)))
-        await asyncio.sleep(0.02)  # the engine is in a step
+        await asyncio.sleep(0.02)
         waiting.cancel()
         await asyncio.wait({waiting})
         in_hand = thread.in_hand
@@ -724,9 +725,9 @@ def test_openai_models(solution):
 def test_openai_many(solution):
     """OpenAI's client: twelve at once, each with its own reply"""
     made, prompts = {}, [f"prompt {n}" * (n + 1) for n in range(12)]
+    client = server(solution).client()
 
     def ask(number):
-        client = server(solution).client()
         options = {"model": "fake", "prompt": prompts[number], "max_tokens": 20 + number}
         if number % 3:
             made[number] = "".join(

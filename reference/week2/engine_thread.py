@@ -80,6 +80,13 @@ class EngineThread:
 
     Everything the engine does happens in that one thread, its making included where a function makes it.
 
+    While the engine computes, the event loop goes on: what is called there awaits the thread and never blocks
+    on it.
+
+    Of every request each event that the engine gives arrives as one piece, as soon as its step is done and in
+    the order of the steps. Tokens become text in the thread, with the engine's tokenizer, and only where
+    log-probabilities are asked for.
+
     in_hand is the number of requests that submit has taken and that have neither ended nor been cancelled.
 
     An exception out of the engine's submit concerns that request alone: a ValueError raises Refused with the
@@ -241,7 +248,8 @@ class EngineThread:
                 if pieces:
                     self.tell(self.deliver, pieces)
         except BaseException as error:  # also SystemExit: this thread does not end without a word
-            self.tell(self.fail, in_words(error))
+            if not self.loop.is_closed():  # else there is nobody left to tell
+                self.tell(self.fail, in_words(error))
 
     def take_commands(self, engine: Any) -> bool:
         """Carry out all commands that wait; while the engine has no work, wait for the next one.
@@ -282,7 +290,7 @@ class EngineThread:
         del self.streams[self.ids.pop(stream)]
 
     def piece(self, engine: Any, stream: Stream, event: Any) -> Piece:
-        """An event of the engine's as a piece. Tokens become text here: the tokenizer is the thread's."""
+        """An event of the engine's as a piece."""
         logprobs = [
             TokenText(
                 self.text(engine, s.token), s.logprob, tuple((self.text(engine, t), p) for t, p in s.top)
