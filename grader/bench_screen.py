@@ -78,7 +78,9 @@ class BenchScreen:
         title = subject.day.title if subject.day else subject.engine.title if subject.engine else ""
         screen.line()
         screen.line(f"bench {subject.name}  {title}", "bold")
-        about = "the reference alone" if solution == "reference" else f"{solution} beside reference"
+        about = f"{solution} beside reference"
+        if solution == "reference" or subject.called == "serve":
+            about = f"{'the reference' if solution == 'reference' else 'your code'} alone"
         if measurement.borrow:
             days = ", ".join(d.name for d in measurement.borrow)
             about += f", with {days} from the reference"

@@ -87,15 +87,16 @@ class Interrupted(Exception):
 
 @dataclass
 class Subject:
-    """What is measured: a day's bench.py, or a whole model run by an engine."""
+    """What is measured: a day's bench.py, a whole model run by an engine, or a server over one."""
 
     day: Day | None = None
     engine: Engine | None = None
     model: ModelOptions | None = None
+    called: str = "model"  # where it is no day: "model" or "serve"
 
     @property
     def name(self) -> str:
-        return self.day.name if self.day else "model"
+        return self.day.name if self.day else self.called
 
     def needs(self, course: Course) -> tuple[str, ...]:
         """Ids of the days whose code is run."""

@@ -352,11 +352,83 @@ def chat(system: str, **options: Any) -> None:
         sys.exit(conversation.chat(speaker, request, system))
 
 
+@main.command()
+@click.option(
+    "--solution",
+    type=click.Choice(["exercises", "reference"]),
+    default="exercises",
+    help="Whose code it is (default: exercises).",
+)
+@click.option("--borrow", multiple=True, metavar="DAY", help="Take this day's modules from the reference.")
+@click.option(
+    "--model",
+    "model_name",
+    default="",
+    metavar="NAME",
+    help="A folder, or a Hugging Face id, which is downloaded (default: tiny-qwen2, which is here).",
+)
+@click.option("--engine", "engine_id", metavar="ID", help="How the model is run (default: the latest done).")
+@click.option(
+    "--host", default="127.0.0.1", help="The address to listen on (default: 127.0.0.1, this machine)."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, help="0 is any that is free (default: 8000)."
+)
+@click.option(
+    "--api-key",
+    envvar="TINYLLM_API_KEY",
+    show_envvar=True,
+    metavar="KEY",
+    help="What clients must send as Bearer token; better given in the environment.",
+)
+@click.option("--slots", type=click.IntRange(1, 256), default=8, help="Requests in one batch (default: 8).")
+@click.option(
+    "--queue-limit",
+    type=click.IntRange(min=1),
+    default=64,
+    help="Requests in hand; more are told to come back later (default: 64).",
+)
+@click.option(
+    "--context", type=click.IntRange(min=2), metavar="N", help="Tokens of a request, prompt and reply."
+)
+@reporting
+def serve(
+    solution: str,
+    borrow: tuple[str, ...],
+    model_name: str,
+    engine_id: str | None,
+    api_key: str | None,
+    **options: Any,
+) -> None:
+    """Serve a model over HTTP, in the form of OpenAI's API.
+
+    Your scheduler and server run it. Ctrl-C ends: replies in progress come to their end first.
+    """
+    from . import models, serving, serving_screen
+
+    context = Context()
+    engine = serving.engine_to_serve(context.clone, context.course, solution, engine_id)
+    borrowed = _borrowed(context, borrow, ())
+    model = models.resolve(context.clone, model_name)
+    asked = serving.Options(**options)
+    with serving.Host(
+        context.clone,
+        context.course,
+        engine,
+        model,
+        asked,
+        solution=solution,
+        borrow=borrowed,
+        api_key=api_key or None,
+    ) as host:
+        sys.exit(serving_screen.serve(host, context.screen))
+
+
 # ---- measuring
 
 
 @main.command()
-@click.argument("what", default="model", metavar="[DAY|model]")
+@click.argument("what", default="model", metavar="[DAY|model|serve]")
 @click.option(
     "--solution",
     type=click.Choice(["exercises", "reference"]),
@@ -396,6 +468,9 @@ def chat(system: str, **options: Any) -> None:
     metavar="FILE",
     help="model: a roofline, as SVG.",
 )
+@click.option(
+    "--seconds", type=click.FloatRange(min=1), help="serve: how long its clients ask (default: 10)."
+)
 @reporting
 def bench(
     what: str,
@@ -404,12 +479,15 @@ def bench(
     rounds: int | None,
     as_json: bool,
     plot: Path | None,
+    seconds: float | None,
     **options: Any,
 ) -> None:
-    """Measure a day's code, or a whole model that it runs.
+    """Measure a day's code, a whole model that it runs, or a server.
 
     DAY makes the measurement that ends its lesson. model reads prompts and decodes with the days' code beside
-    the reference and mlx-lm, in turns, and sets that beside what the machine's memory allows.
+    the reference and mlx-lm, in turns, and sets that beside what the machine's memory allows. serve has 64
+    clients ask a server at once, a fifth of them hanging up, and compares each reply with the one that the
+    same request gets alone.
     """
     from . import bench_screen, benching
 
@@ -417,7 +495,16 @@ def bench(
     try:
         if plot is not None and not plot.absolute().parent.is_dir():
             raise UsageError(f"--plot {plot}: the folder {plot.parent} does not exist.")
+        if seconds is not None and name != "serve":
+            raise UsageError("--seconds goes with bench serve.")
         context = Context()
+        if name == "serve":
+            measurement = _server_to_measure(context, solution, borrow, rounds, plot, seconds, **options)
+            with measurement:
+                measured = bench_screen.follow(measurement, None if as_json else context.screen, None)
+            if as_json:
+                click.echo(json.dumps(bench_screen.as_json(name, solution, measured), indent=2))
+            sys.exit(measured.exit_code)
         if name == "model":
             subject = _model_to_measure(context, solution, rounds, plot is not None, **options)
         else:
@@ -439,6 +526,35 @@ def bench(
     if as_json:
         click.echo(json.dumps(bench_screen.as_json(name, solution, measured), indent=2))
     sys.exit(measured.exit_code)
+
+
+def _server_to_measure(
+    context: Context,
+    solution: str,
+    borrow: tuple[str, ...],
+    rounds: int | None,
+    plot: Path | None,
+    seconds: float | None,
+    *,
+    model_name: str | None,
+    engine_id: str | None,
+    **others: Any,
+) -> Any:
+    """The server that `bench serve` is asked for."""
+    from . import models, serving, serving_bench
+
+    for option, value in {"rounds": rounds, "plot": plot, **others}.items():
+        if value:
+            raise UsageError(f"--{option} does not go with bench serve.")
+    return serving_bench.ServeMeasurement(
+        context.clone,
+        context.course,
+        serving.engine_to_serve(context.clone, context.course, solution, engine_id),
+        models.resolve(context.clone, model_name or ""),
+        seconds or 10.0,
+        solution=solution,
+        borrow=_borrowed(context, borrow, ()),
+    )
 
 
 def _model_to_measure(

@@ -139,6 +139,7 @@ class Speaker:
         self.solution = solution
         self.borrow = tuple(borrow)
         self.seed = seed
+        self.needs = engine.days  # whose code is run
         self.memory_limit = int(course.limits.memory_gib * 2**30 + ROOM_FOR_COPIES * model.unpacked_bytes)
         self._start()
 
@@ -151,7 +152,10 @@ class Speaker:
     # ---- the child
 
     def _start(self) -> None:
-        job = {
+        self._begin("tinyllm.grader.speaker", self._job())
+
+    def _job(self) -> dict[str, Any]:
+        return {
             "root": str(self.clone.root),
             "engine": self.engine.id,
             "solution": self.solution,
@@ -161,7 +165,9 @@ class Speaker:
             "context": self.model.context,
             "seed": self.seed,
         }
-        self._child = processes.Child("tinyllm.grader.speaker", job, cwd=self.clone.root, requests=True)
+
+    def _begin(self, module: str, job: Mapping[str, Any]) -> None:
+        self._child = processes.Child(module, job, cwd=self.clone.root, requests=True)
         self.process: subprocess.Popen[bytes] | None = self._child.process
         self._arrived: list[dict[str, Any]] = []
         self._stage = "starting"  # then importing, loading, building, ready
@@ -296,7 +302,7 @@ class Speaker:
                     self.course,
                     self.solution,
                     self.borrow,
-                    self.engine.days,
+                    self.needs,
                     stub,
                     beyond="with --temp above 0 ",
                 )

@@ -73,6 +73,18 @@ class Voice:
         """Import the tree's modules, load the folder with mlx-lm and build the tree's model from it."""
         self.emit("importing", {})
         build, self._generate = self._named(self.engine.model), self._named(self.engine.generate)
+        loaded = self._read(path, config, context)
+        self.emit("building", {})
+        with self._telling(self.engine.model):
+            self.model = build(loaded)
+        if not callable(self.model):
+            raise self._wrong(self.engine.model, f"gave {_kind(self.model)}, which cannot be called.")
+        if seed is not None:
+            mx.random.seed(seed)
+        self.emit("ready", {"template": self.tokenizer.has_chat_template})
+
+    def _read(self, path: Path, config: Mapping[str, Any], context: int) -> Any:
+        """What mlx-lm loads from the folder; the tokenizer is kept."""
         self.emit("loading", {})
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # libraries like to talk
@@ -86,14 +98,7 @@ class Voice:
         if len(self.tokenizer) > self.vocabulary:
             tokens = f"the tokenizer has {len(self.tokenizer)} tokens and the model {self.vocabulary}"
             raise Told("files", f"The files of {path.name} do not belong together: {tokens}.")
-        self.emit("building", {})
-        with self._telling(self.engine.model):
-            self.model = build(loaded)
-        if not callable(self.model):
-            raise self._wrong(self.engine.model, f"gave {_kind(self.model)}, which cannot be called.")
-        if seed is not None:
-            mx.random.seed(seed)
-        self.emit("ready", {"template": self.tokenizer.has_chat_template})
+        return loaded
 
     def _named(self, symbol: Symbol) -> Callable[..., Any]:
         """What the tree has under a symbol's name."""

@@ -21,6 +21,7 @@ CHILD_SIDE = frozenset(
     {"child", "faults", "frames", "plugin", "testing", "tripwires"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
     | {"speaker", "voice"}  # of `generate` and `chat`
+    | {"serving_child"}  # of `serve`
     | {"benching_child", "machine", "measuring", "model_speed"}  # of `bench`
 )
 
