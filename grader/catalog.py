@@ -161,7 +161,7 @@ class Engine:
 class Serving:
     """How a tree's code is served over HTTP, for `serve` and `bench serve`.
 
-    engine(model, tokenizer, max_active_requests=, max_seq_len=, ...) schedules requests over an engine's model;
+    engine(model, tokenizer, max_active_requests=, max_seq_len=, ...) schedules requests over a model;
     app(function that makes one, model_name, ...) is an ASGI app.
     """
 
