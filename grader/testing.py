@@ -22,6 +22,7 @@ from . import loading
 from .clone import find_clone
 from .loading import mlx_lm_module as mlx_lm_module  # for a day's tests
 from .report import Failure
+from .schedule_picture import schedule_text as schedule_text  # for a day's tests
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -29,6 +30,8 @@ FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 UNIT_ROUNDOFF = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
 # The gap between the smallest numbers: no result can be nearer than half of it.
 SMALLEST_STEP = {mx.float32: 2.0**-149, mx.float16: 2.0**-24, mx.bfloat16: 2.0**-133}
+
+LINES, LINE = 8, 100  # of a text of several lines, in a failure
 
 # The probability, at most, with which `check.draws` refuses draws that come from the right distribution.
 FALSE_ALARM = 1e-12
@@ -521,7 +524,15 @@ def _short(value: Any) -> str:
         return f"mx.array {_shape(value.shape)} {dtype_name(value.dtype)}"
     if isinstance(value, np.ndarray):
         return f"numpy array {_shape(value.shape)} {value.dtype}"
+    if isinstance(value, str) and "\n" in value:
+        return _ends_of(value)
     text = repr(value)
     kind = type(value).__name__
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"{text} ({kind})" if not isinstance(value, (str, type(None))) else text
+
+
+def _ends_of(text: str) -> str:
+    """Text of several lines as it is, if they are not too many and not too long."""
+    lines = [line if len(line) <= LINE else line[: LINE - 3] + "..." for line in text.split("\n")]
+    return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES - 1], "..."])

@@ -25,7 +25,8 @@ MOST_CALLS = 2000
 
 
 class FakeTokenizer:
-    """Ids 0 to 255 are bytes, 256 and 257 are "<start>" and END. encode puts START in front unless told not to."""
+    """Ids 0 to 255 are bytes; then come START and two kinds of EOS. encode puts START in front of a text, unless
+    told not to."""
 
     START, END = 256, 257
     eos_token_id = END
@@ -455,7 +456,7 @@ def test_random_plans(solution):
                     decodes.append(there[0])
             slots.run(chunks, decodes)
 
-    every_case(make, run, examples=15, shown=str)
+    every_case(make, run, examples=10, shown=str)
 
 
 # ---- task 5: the engine ----
@@ -558,17 +559,17 @@ def test_sizes_do_not_matter(solution, sizes):
 STOPS = [
     # replies, bytes; stop strings; texts; reasons; how many tokens
     (b"one two three", ("wo t",), "one t", "stop", 9),
-    (b"one two three", ("two", "o t"), "one tw"[:4], "stop", 7),
+    (b"one two three", ("two", "o t"), "one ", "stop", 7),
     (b"one two three", ("threx", "zz"), "one two three", "stop", 13),
     (b"one two three", ("o",), "", "stop", 1),
     (b"one two three", ("ee",), "one two thr", "stop", 13),
-    ("grün é€ über".encode(), ("€ ü",), "grün é", "stop", 12),
-    ("grün é€ über".encode(), (), "grün é€ über", "stop", 16),
+    ("grün é€ über".encode(), ("€ ü",), "grün é", "stop", 14),
+    ("grün é€ über".encode(), (), "grün é€ über", "stop", 17),
 ]
 
 
 @task(5)
-@pytest.mark.parametrize("case", STOPS, ids=lambda case: f"{case[0].decode()} {'|'.join(case[1])}")
+@pytest.mark.parametrize("case", STOPS, ids=range(len(STOPS)))
 def test_stop_strings(solution, case):
     """stop strings across tokens, and whole characters: beside another request, piece by piece"""
     reply, stop, text, reason, count = case
@@ -686,9 +687,7 @@ def test_refused(solution):
     check.exact(second, 1, what="id of the request after three that were refused", fact="engine-submit")
     events = all_events(engine)
     what = "the request after three that were refused, max_seq_len 12"
-    check_reply(
-        solution, events[second], prompt_of(2, 11, "C"), solution.DEFAULTS, what, max_seq_len=12
-    )
+    check_reply(solution, events[second], prompt_of(2, 11, "C"), solution.DEFAULTS, what, max_seq_len=12)
     check.exact(events[first][-1].finish_reason, "stop", what="finish_reason of the one before them")
     check_nothing_kept(engine, "after refusals")
 
@@ -763,10 +762,10 @@ def test_random_requests(solution):
         slots = pick(1, 3)
         sizes = (slots, slots + pick(0, 4), pick(1, 4))
         requests, arrival = [], 0
-        for _ in range(pick(1, 4)):
+        for _ in range(pick(1, 3)):
             arrival += pick(0, 2)
-            cancel = pick(0, 3) * pick(0, 3)
-            requests.append((arrival, pick(1, 6), pick(0, 5), pick(0, 2), pick(0, 2), cancel))
+            cancel = pick(0, 2) * pick(0, 3)
+            requests.append((arrival, pick(1, 5), pick(0, 4), pick(0, 2), pick(0, 2), cancel))
         return Case(sizes, requests)
 
     def run(case):
@@ -795,4 +794,4 @@ def test_random_requests(solution):
                 check_reply(solution, events[id], prompt, settings, what, max_seq_len=11)
         check_nothing_kept(engine, str(case))
 
-    every_case(make, run, examples=25, shown=str)
+    every_case(make, run, examples=12, shown=str)

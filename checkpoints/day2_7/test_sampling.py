@@ -1,6 +1,6 @@
 """Day 2.7, a token for each request: rows of a batch with settings and seeds of their own.
 
-Draws are compared with the distribution they must come from (check.draws): thousands of rows, each a request
+Draws are compared with the distribution they must come from (check.draws): hundreds of rows, each a request
 with a seed of its own, or one request's tokens one after the other.
 """
 
@@ -11,7 +11,7 @@ import pytest
 from tinyllm.grader.testing import as_float64, check, dtype_name, every_dtype, require, sample, task
 
 F32 = mx.float32
-COUNT = 3000  # draws
+COUNT = 300  # draws
 V = 9
 
 
@@ -68,12 +68,10 @@ def test_greedy(solution, dtype):
 @pytest.mark.parametrize(
     "given",
     [
-        {"temperature": 1.0},
-        {"temperature": 0.5},
-        {"temperature": 2.0, "top_k": 4},
-        {"temperature": 2.0, "top_p": 0.7},
-        {"temperature": 1.5, "min_p": 0.1},
-        {"temperature": 1.5, "top_k": 5, "top_p": 0.9, "min_p": 0.02},
+        {"temperature": 0.4},
+        {"temperature": 4.0, "top_k": 4},
+        {"temperature": 4.0, "top_p": 0.8},
+        {"temperature": 4.0, "min_p": 0.1},
     ],
     ids=lambda given: " ".join(f"{k}={v}" for k, v in given.items()),
 )

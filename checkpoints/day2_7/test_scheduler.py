@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tinyllm.grader.testing import check, every_case, require, task
+from tinyllm.grader.testing import check, every_case, require, schedule_text, task
 
 EOS = 7  # of the schedulers here; prompts and made-up tokens have other ids
 
@@ -80,7 +80,9 @@ def expected(asked, *, at=0, slots=3, budget=6, step=4, ageing=4, to_release=())
         if request.tokens:
             decode.append((id, slot, request.tokens[-1], request.length + len(request.tokens) - 1))
     left, free, prefill = budget - len(decode), sorted(set(range(slots)) - set(taken)), []
-    for _, id in sorted((r.submitted + r.priority * ageing, id) for id, r in enumerate(asked) if not r.tokens):
+    for _, id in sorted(
+        (r.submitted + r.priority * ageing, id) for id, r in enumerate(asked) if not r.tokens
+    ):
         request, tokens = asked[id], []
         if request.slot is None and not free:
             continue
@@ -100,7 +102,9 @@ def stand(asked, slots=3, budget=6, step=4, **_):
     for id, r in enumerate(asked):
         where = "waits" if r.slot is None else f"in slot {r.slot}, {r.prefilled} of it run"
         where = f"decodes in slot {r.slot}" if r.tokens else where
-        told.append(f"request {id}: prompt of {r.length}, priority {r.priority}, since {r.submitted}, {where}")
+        told.append(
+            f"request {id}: prompt of {r.length}, priority {r.priority}, since {r.submitted}, {where}"
+        )
     return f"{slots} slots, budget {budget}, prefill_step {step}; " + "; ".join(told)
 
 
@@ -280,23 +284,6 @@ def made_up(id, number, reply):
     return EOS if number >= reply else 1000 * (id + 1) + number
 
 
-def picture(plans, slots):
-    """A schedule as text: a column a step, a row a slot. P0:4 is 4 tokens of request 0's prompt, D0 its
-    decode."""
-    table = [["", *(f"{plan.step}" for plan in plans)]]
-    for slot in range(slots):
-        row = [f"slot {slot}"]
-        for plan in plans:
-            cells = [f"P{c.id}:{len(c.tokens)}" for c in plan.prefill if c.slot == slot]
-            cells += [f"D{d.id}" for d in plan.decode if d.slot == slot]
-            row.append("+".join(cells) or ".")
-        table.append(row)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in table
-    )
-
-
 def results_of(plan, replies, done):
     """The made-up tokens that a plan gives; `done` counts those of each request."""
     results = {}
@@ -378,8 +365,12 @@ def test_slots_come_free(solution):
         scheduler.submit(prompt_of(id, length))
     plans = play(scheduler, [2, 0, 1, 1])
     what = "schedule of prompts of 2, 1, 3 and 2 tokens, replies of 2, 0, 1 and 1, 2 slots, budget 4"
-    want = "        0     1     2   3     4   5\nslot 0  P0:2  D0    D0  P3:2  D3  .\nslot 1  P1:1  P2:3  D2  .     .   ."
-    check.exact(picture(plans, 2), want, what=what, fact="finish")
+    want = (
+        "step    0     1     2   3     4   5\n"
+        "slot 0  P0:2  D0    D0  P3:2  D3  .\n"
+        "slot 1  P1:1  P2:3  D2  .     .   ."
+    )
+    check.exact(schedule_text(plans, 2), want, what=what, fact="finish")
     released = [plan.released for plan in plans]
     want = [(), (1,), (), (0, 1), (), (0,)]
     check.exact(released, want, what=f"released in each step, {what}", fact="commit-released")
@@ -469,12 +460,12 @@ def test_long_prompt_holds_up_nobody(solution):
     plans = play(scheduler, [6, 4, 2])
     what = "schedule of prompts of 2, 2 and 17 tokens, replies of 6, 4 and 2, 3 slots, budget 6, chunks of 4"
     want = (
-        "        0     1     2     3     4     5     6   7\n"
-        "slot 0  P0:2  D0    D0    D0    D0    D0    D0  .\n"
-        "slot 1  P1:2  D1    D1    D1    D1    .     .   .\n"
-        "slot 2  P2:2  P2:4  P2:4  P2:4  P2:3  D2    D2  ."
+        "step    0     1     2     3     4     5   6   7\n"
+        "slot 0  P0:2  D0    D0    D0    D0    D0  D0  .\n"
+        "slot 1  P1:2  D1    D1    D1    D1    .   .   .\n"
+        "slot 2  P2:2  P2:4  P2:4  P2:4  P2:3  D2  D2  ."
     )
-    check.exact(picture(plans, 3), want, what=what, fact="plan-decode")
+    check.exact(schedule_text(plans, 3), want, what=what, fact="plan-decode")
     most = max(plan.tokens for plan in plans)
     check.exact(most <= 6, True, what=f"whether no step runs more than 6 tokens: {most}, {what}")
 
@@ -576,8 +567,7 @@ class Played:
         self.ahead[generation.id] = sum(
             work_of(g, self.case.max_seq_len)
             for g in self.scheduler.generations.values()
-            if g is not generation
-            and (g.slot is not None or goes_before(g, generation, self.case.ageing))
+            if g is not generation and (g.slot is not None or goes_before(g, generation, self.case.ageing))
         )
         self.waited[generation.id] = 0
         self.generations.append(generation)
@@ -668,10 +658,10 @@ def test_nobody_starves(solution):
             if step == 1:
                 patient = scheduler.submit(prompt_of(9, 2), solution.Settings(max_tokens=1, priority=2))
             plan = scheduler.plan()
-            scheduler.commit(plan, {id: 31 for id in plan.ids_sampled})
+            scheduler.commit(plan, dict.fromkeys(plan.ids_sampled, 31))
             if patient is not None and patient.finish_reason:
                 break
-        # One of them runs in each step, and before the patient one go those of the steps before 1 + 2 * ageing.
+        # One of them runs in each step; before the patient one go those of the steps before 1 + 2 * ageing.
         want = max(2, 1 + 2 * ageing)
         what = f"the step in which a request of priority 2 from step 1 runs, ageing {ageing}, one slot"
         check.exact(step, want, what=what, fact="no-starvation")
