@@ -384,7 +384,9 @@ class Grading:
                 summary = "The code calls itself without end (RecursionError)."
             case _:
                 summary = f"{type(error).__name__}: {first_line(error)}"
-        checked = "" if frames else f"called as: {library_tail(tb, self.day.folder)}"
+        checked = " ".join(getattr(error, "__notes__", ()))  # what a check says it was doing
+        if not checked and not frames:
+            checked = f"called as: {library_tail(tb, self.day.folder)}"
         return Outcome.FAILED, Failure(summary=summary, checked=checked, frames=ends(frames), detail=detail)
 
     def _gpu_failure(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from . import loading
 from .clone import find_clone
 from .loading import mlx_lm_module as mlx_lm_module  # for a day's tests
 from .report import Failure
+from .schedule_picture import schedule_text as schedule_text  # for a day's tests
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -28,6 +30,8 @@ FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 UNIT_ROUNDOFF = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
 # The gap between the smallest numbers: no result can be nearer than half of it.
 SMALLEST_STEP = {mx.float32: 2.0**-149, mx.float16: 2.0**-24, mx.bfloat16: 2.0**-133}
+
+LINES, LINE = 8, 100  # of a text of several lines, in a failure
 
 # The probability, at most, with which `check.draws` refuses draws that come from the right distribution.
 FALSE_ALARM = 1e-12
@@ -149,6 +153,73 @@ def simulated() -> Iterator[list[Any]]:
 
     with gpu.simulated() as launches:
         yield launches
+
+
+def every_case(
+    make: Callable[[Callable[[int, int], int]], Any],
+    run: Callable[[Any], None],
+    *,
+    examples: int,
+    shown: Callable[[Any], str] | None = None,
+    shrink_seconds: float = 1.5,
+) -> None:
+    """Run `run(case)` for random cases, always the same ones; what it raises is raised for the smallest case.
+
+    make(pick) builds a case out of integers, pick(low, high) with both ends. Of the cases that fail the
+    smallest has the fewest picks, and the lowest numbers in them; it is looked for as long as
+    `shrink_seconds` last. `shown` says what a case is, for the failure of code that raises in it; what
+    `check` refuses says so itself.
+    """
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+
+    @st.composite
+    def cases(draw: Callable[[Any], int]) -> Any:
+        return make(lambda low, high: draw(st.integers(low, high)))
+
+    smallest: list[tuple[Any, Exception]] = []
+    until = math.inf
+
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+        report_multiple_bugs=False,
+    )
+    @given(cases())
+    def attempt(case: Any) -> None:
+        nonlocal until
+        if time.monotonic() > until:
+            return
+        try:
+            run(case)
+        except Exception as error:
+            if not smallest:
+                # There is nothing to look for where code is not written, or not there.
+                until = time.monotonic() + (shrink_seconds if _is_of_the_case(error) else 0)
+            smallest[:] = [(case, error)]
+            raise
+
+    try:
+        attempt()
+    except Exception:
+        # A case that fails only now and then, or no longer in time, is an error of Hypothesis's own.
+        if not smallest:
+            raise
+    if smallest:
+        case, error = smallest[0]
+        error.__notes__ = [shown(case)] if shown else []  # Hypothesis's own note goes
+        raise error
+
+
+def _is_of_the_case(error: Exception) -> bool:
+    """Whether another case may do without this error: not where code is missing."""
+    if isinstance(error, NotImplementedError):
+        return False
+    return isinstance(error, CheckFailed) or type(error).__module__ == "builtins"
 
 
 def not_run_here(reason: str) -> None:
@@ -453,7 +524,15 @@ def _short(value: Any) -> str:
         return f"mx.array {_shape(value.shape)} {dtype_name(value.dtype)}"
     if isinstance(value, np.ndarray):
         return f"numpy array {_shape(value.shape)} {value.dtype}"
+    if isinstance(value, str) and "\n" in value:
+        return _ends_of(value)
     text = repr(value)
     kind = type(value).__name__
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"{text} ({kind})" if not isinstance(value, (str, type(None))) else text
+
+
+def _ends_of(text: str) -> str:
+    """Text of several lines as it is, if they are not too many and not too long."""
+    lines = [line if len(line) <= LINE else line[: LINE - 3] + "..." for line in text.split("\n")]
+    return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES - 1], "..."])

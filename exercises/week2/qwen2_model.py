@@ -63,6 +63,9 @@ class CachedAttention:
     The new tokens stand at positions offset to offset + L - 1. Queries and keys are turned there, rope(x,
     slice), after q_norm and k_norm where there are these; values are not turned.
 
+    offset is one number for all rows, or a list with one for each: row n then stands at offset[n], and rope
+    is given a list of slices.
+
     Each call updates the cache once, with keys and values as attention reads them: N x H x L x D, and the
     keys normed and turned. The update is cache.update_and_fetch(key, value, mask_length=L, mask=mask), with
     the mask that the layer was given.
@@ -89,7 +92,9 @@ class CachedAttention:
         """num_heads H_q; num_kv_heads H, which divides H_q; rope and the norms take N x L x heads x D."""
         raise NotImplementedError("day 2.1, task 3: CachedAttention.__init__")
 
-    def __call__(self, x: mx.array, offset: int, cache: TinyKvCache, mask: Mask = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, offset: int | list[int], cache: TinyKvCache, mask: Mask = None
+    ) -> mx.array:
         """x: (N, L, E), the new tokens; offset: tokens in the cache before the call; mask: for the cache."""
         raise NotImplementedError("day 2.1, task 3: CachedAttention.__call__")
 
@@ -111,7 +116,9 @@ class CachedBlock:
         self.post_attention_layernorm = post_attention_layernorm
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
-    def __call__(self, x: mx.array, offset: int, cache: TinyKvCache, mask: Mask = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, offset: int | list[int], cache: TinyKvCache, mask: Mask = None
+    ) -> mx.array:
         """x: (N, L, E), offset, cache and mask as in CachedAttention; same shape and dtype back."""
         h = x + self.self_attn(self.input_layernorm(x), offset, cache, mask)
         normed = self.post_attention_layernorm(h)
@@ -129,8 +136,8 @@ class Qwen2ModelWeek2:
     attention has q_norm and k_norm where the checkpoint has them, with eps rms_norm_eps.
 
     model(inputs, offset, cache) maps the ids of L new tokens, N x L, to their logits, N x L x V, in the
-    checkpoint's dtype. offset is the number of tokens that each cache holds before the call, and layer i
-    uses cache[i].
+    checkpoint's dtype. offset is the number of tokens that each cache holds before the call, one for all rows
+    or a list with one for each, and layer i uses cache[i].
 
     A new token sees itself and everything before it, in the cache too: the mask is "causal", or None for
     L = 1.
@@ -156,6 +163,6 @@ class Qwen2ModelWeek2:
     def create_kv_cache(self) -> list[TinyKvCache]:
         raise NotImplementedError("day 2.1, task 4: Qwen2ModelWeek2.create_kv_cache")
 
-    def __call__(self, inputs: mx.array, offset: int, cache: Sequence[TinyKvCache]) -> mx.array:
+    def __call__(self, inputs: mx.array, offset: int | list[int], cache: Sequence[TinyKvCache]) -> mx.array:
         """inputs: integers (N, L); returns (N, L, V). Positions stay below max_position_embeddings."""
         raise NotImplementedError("day 2.1, task 4: Qwen2ModelWeek2.__call__")

@@ -23,6 +23,8 @@ from .kv_cache import Mask, TinyKvCache
 class BatchingModel(Protocol):
     """What this day uses of Qwen2ModelWeek2: one row with an offset, or a batch with one for each row."""
 
+    num_hidden_layers: int
+
     def create_kv_cache(self) -> list[TinyKvCache]: ...
 
     def __call__(self, inputs: mx.array, offset: int | list[int], cache: Sequence) -> mx.array: ...
@@ -178,7 +180,7 @@ class BatchingKvCache:
 
 
 class Request:
-    """One prompt on its way to its reply.
+    """One prompt on its way to its reply. prompt_idx is kept as it was given.
 
     prompt is encoded with tokenizer.encode(prompt, add_special_tokens=False). A prompt without tokens, and a
     prefill_max_step below 1, raise ValueError.
@@ -272,7 +274,7 @@ def create_batching_cache(
     model: BatchingModel, max_active_requests: int, max_seq_len: int
 ) -> list[BatchingKvCache]:
     """New, empty batching caches for a model, one a layer."""
-    return [BatchingKvCache(max_active_requests, max_seq_len) for _ in model.create_kv_cache()]
+    return [BatchingKvCache(max_active_requests, max_seq_len) for _ in range(model.num_hidden_layers)]
 
 
 def decode_step(model: BatchingModel, cache: Sequence[BatchingKvCache], tokens: Sequence[int]) -> mx.array:

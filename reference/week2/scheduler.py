@@ -193,8 +193,9 @@ class Scheduler:
         Ids count up from 0. The result is what the scheduler itself keeps, so its fields show how the
         request stands, also after its end.
 
-        A prompt without tokens, or one that leaves no room for a token of the reply, len(prompt) >=
-        max_seq_len, raises RequestRefused with both numbers in it; nothing changes, and no id is used up.
+        A prompt without tokens raises RequestRefused, and so does one that leaves no room for a token of the
+        reply, len(prompt) >= max_seq_len, with both numbers in the message; nothing changes, and no id is
+        used up.
 
         Args:
             prompt: token ids.
