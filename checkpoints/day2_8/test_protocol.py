@@ -31,6 +31,8 @@ def refusal(solution, call):
         body = error.body()["error"]
         told = isinstance(body["message"], str) and len(body["message"]) > 5
         return (error.status, body["param"], body["code"]) if told else "an ApiError without a message"
+    except NotImplementedError:
+        raise
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return f"taken: {got!r}"

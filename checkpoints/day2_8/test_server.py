@@ -10,6 +10,7 @@ sockets. Whatever is waited for has a limit of LIMIT seconds, after which the ch
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import json
 import socket
@@ -208,6 +209,8 @@ async def outcome(awaitable):
     """The name of the exception that comes, and its text; or the result."""
     try:
         return await awaitable
+    except NotImplementedError:
+        raise
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -555,6 +558,25 @@ def test_close_is_bounded(solution):
 # ---- task 4: the server ----
 
 
+STUBS = []  # what stubs raised inside servers
+
+
+def over_http(check):
+    """A check of a server. Where that came upon a stub, the stub's own words are what it ends with."""
+
+    @functools.wraps(check)
+    def wrapped(solution):
+        STUBS.clear()
+        try:
+            return check(solution)
+        except Exception:
+            if STUBS:
+                raise STUBS[0] from None
+            raise
+
+    return wrapped
+
+
 @dataclass
 class Server:
     """The app under uvicorn, in a thread of this process."""
@@ -569,13 +591,22 @@ class Server:
         self.app = self.solution.make_app(self.engine, "fake", **self.options)
         self.socket = socket.create_server((HOST, 0))
         self.port = self.socket.getsockname()[1]
-        config = uvicorn.Config(self.app, log_level="critical", access_log=False, ws="none", loop="asyncio")
+        config = uvicorn.Config(
+            self, log_level="critical", access_log=False, ws="none", loop="asyncio", lifespan="on"
+        )
         self.uvicorn = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
         what = "the server has started"
         eventually(lambda: self.uvicorn.started or not self.thread.is_alive(), what, "start")
-        check.exact(self.thread.is_alive(), True, what="whether the app starts under uvicorn", fact="start")
+        check.exact(self.uvicorn.started, True, what="whether the app starts under uvicorn", fact="start")
+
+    async def __call__(self, scope, receive, send):
+        try:
+            await self.app(scope, receive, send)
+        except NotImplementedError as error:
+            STUBS.append(error)
+            raise
 
     def serve(self):
         with contextlib.suppress(SystemExit):  # uvicorn's, when the app's start fails; eventually tells
@@ -657,6 +688,7 @@ def check_error(got, status, code, *, what, fact, param=None):
 
 
 @task(4)
+@over_http
 def test_openai_chat(solution):
     """OpenAI's client: a chat, whole and streamed"""
     client = server(solution).client()
@@ -684,6 +716,7 @@ def test_openai_chat(solution):
 
 
 @task(4)
+@over_http
 def test_openai_text(solution):
     """OpenAI's client: a text, from ids, with stop and log-probabilities"""
     client = server(solution).client()
@@ -711,6 +744,7 @@ def test_openai_text(solution):
 
 
 @task(4)
+@over_http
 def test_openai_models(solution):
     """OpenAI's client: the list of models; /health"""
     client = server(solution).client()
@@ -722,6 +756,7 @@ def test_openai_models(solution):
 
 
 @task(4)
+@over_http
 def test_openai_many(solution):
     """OpenAI's client: twelve at once, each with its own reply"""
     made, prompts = {}, [f"prompt {n}" * (n + 1) for n in range(12)]
@@ -747,6 +782,7 @@ def test_openai_many(solution):
 
 
 @task(4)
+@over_http
 def test_events(solution):
     """the stream: its bytes, event by event"""
     body = text_body("abc", 7, stream=True)
@@ -766,6 +802,7 @@ def test_events(solution):
 
 
 @task(4)
+@over_http
 def test_events_come_at_once(solution):
     """the stream: events come while the engine is still at it"""
     here = Server(solution)
@@ -790,6 +827,7 @@ def test_events_come_at_once(solution):
 
 
 @task(4)
+@over_http
 def test_errors(solution):
     """errors: in OpenAI's shape, whatever went wrong"""
     ask, path = server(solution).request, "/v1/chat/completions"
@@ -878,6 +916,7 @@ def request_of(headers=(), chunks=(b"",), gone=None):
 
 
 @task(4)
+@over_http
 def test_body(solution):
     """the body: up to the limit, and not beyond it"""
     for chunks in ([b"abcd", b"efgh"], [b"x" * 10], [b""], [b"12345"] * 2):
@@ -914,6 +953,7 @@ def test_body(solution):
 
 
 @task(4)
+@over_http
 def test_key(solution):
     """the key: every path but /health asks for it, before anything else"""
     here = Server(solution, {"api_key": "sésame", "max_body_bytes": 100})
@@ -1016,6 +1056,7 @@ def test_unless_gone(solution):
 
 
 @task(4)
+@over_http
 def test_client_hangs_up(solution):
     """going away: the engine's work ends, streamed or not"""
     here = Server(solution)
@@ -1067,6 +1108,7 @@ def test_all_pieces(solution):
 
 
 @task(4)
+@over_http
 def test_busy(solution):
     """back-pressure: beyond the limit 429, with Retry-After"""
     import openai
@@ -1105,6 +1147,7 @@ def test_busy(solution):
 
 
 @task(4)
+@over_http
 def test_engine_fails(solution):
     """failure: in a stream, in a reply, and afterwards"""
     import openai
@@ -1170,6 +1213,7 @@ def test_error_event(solution):
 
 
 @task(4)
+@over_http
 def test_shut_down(solution):
     """shutting down: running replies end, new requests get 503"""
     here = Server(solution)
