@@ -223,7 +223,8 @@ class Server(uvicorn.Server):
 
 async def serve(hosted: Any, listening: socket.socket, host: str, grace: float) -> None:
     server = hosted.server = Server(hosted, host, grace)
-    await server.serve([listening])
+    with contextlib.suppress(SystemExit):  # uvicorn's, when the app does not start: why is in hosted.fault
+        await server.serve([listening])
 
 
 if __name__ == "__main__":

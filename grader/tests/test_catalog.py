@@ -126,6 +126,43 @@ def test_the_courses_engines_are_in_the_reference() -> None:
             assert re.search(rf"^(def|class) {symbol.name}\b", text, re.M), symbol
 
 
+SERVING = """
+[serving]
+days = ["1.1", "1.2"]
+engines = ["toy"]
+engine = "week1/sums.py::double"
+app = "week1/means.py::Mean"
+"""
+
+
+def test_serving_is_read(course: Toy) -> None:
+    course.write("checkpoints/course.toml", toy.COURSE + ENGINE)
+    assert course.course.serving is None
+    course.write("checkpoints/course.toml", toy.COURSE + ENGINE + SERVING)
+    serving = course.course.serving
+    assert (serving.days, serving.engines, str(serving.app)) == (
+        ("1.1", "1.2"),
+        ("toy",),
+        "week1/means.py::Mean",
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"1.2"]', '"1.9"]', r"serving.days: there is no 1.9"),
+        ('["toy"]', '["none"]', r"serving.engines: there is no none"),
+        ("sums.py::double", "other.py::double", r"serving.engine: must be module.py::name"),
+        ("app =", "colour = 1\napp =", r"serving.colour: is not a key"),
+    ],
+)
+def test_a_wrong_serving_names_the_key(course: Toy, old: str, new: str, message: str) -> None:
+    assert old in SERVING
+    course.write("checkpoints/course.toml", toy.COURSE + ENGINE + SERVING.replace(old, new, 1))
+    with pytest.raises(SpecError, match=message):
+        catalog.load(course.clone)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -205,3 +205,19 @@ def test_every_listed_child_side_module_exists() -> None:
     folder = Clone(installed_root()).root / "grader"
     files = {name: folder / f"{name.replace('.', '/')}.py" for name in sorted(imports.CHILD_SIDE)}
     assert [name for name, file in files.items() if not file.is_file()] == []
+
+
+def test_packages_that_a_day_names(clone: Clone) -> None:
+    spec = SPEC.replace("[[tasks]]", 'packages = ["starlette"]\ntest_packages = ["uvicorn"]\n[[tasks]]')
+    _put(clone, "checkpoints/day1_1/checkpoint.toml", spec)
+    _put(clone, "reference/week1/rag.py", "import starlette.routing\n")
+    _put(clone, "checkpoints/day1_1/test_rag.py", "import starlette\nimport uvicorn\n")
+    assert _found(clone) == []
+    _put(clone, "reference/week1/rag.py", "import uvicorn\n")
+    _put(clone, "reference/week1/rope.py", "import starlette\n")
+    _put(clone, "checkpoints/day1_1/test_rag.py", "import openai\n")
+    assert [line.split(": ")[0] for line in _found(clone)] == [
+        "reference/week1/rag.py:1",
+        "reference/week1/rope.py:1",
+        "checkpoints/day1_1/test_rag.py:1",
+    ]
