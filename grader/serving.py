@@ -144,6 +144,9 @@ class Host(Speaker):
         has taken too long."""
         if self.process is None:
             return
+        if self._stage != "ready":  # still loading: there is nothing to bring to its end
+            self.end()
+            return
         self.process.send_signal(signal.SIGINT)
         end = time.monotonic() + GRACE_SECONDS + PATIENCE_SECONDS
         for event in self.events():

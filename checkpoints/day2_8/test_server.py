@@ -688,6 +688,360 @@ def check_error(got, status, code, *, what, fact, param=None):
 
 
 @task(4)
+def test_error_values(solution):
+    """errors: what becomes of each exception"""
+    from starlette.exceptions import HTTPException
+
+    cases = [
+        (solution.ApiError(418, "tea", param="p", code="c"), (418, "tea", "p", "c", False)),
+        (solution.Refused("too long"), (400, "too long", None, "context_length_exceeded", False)),
+        (solution.Busy(), (429, None, None, "rate_limit_exceeded", True)),
+        (solution.Closing(), (503, None, None, "shutting_down", True)),
+        (solution.EngineFailed("x"), (500, None, None, "engine_failed", False)),
+        (
+            HTTPException(405, "Method Not Allowed", {"Allow": "GET"}),
+            (405, "Method Not Allowed", None, None, False),
+        ),
+    ]
+    for error, want in cases:
+        got = solution.api_error(error)
+        message = got.message if want[1] else None
+        told = got.status, message, got.param, got.code, "Retry-After" in got.headers
+        what = f"(status, message, param, code, has Retry-After) of api_error({error!r})"
+        check.exact(told, want, what=what, fact="api-error")
+    got = solution.api_error(cases[-1][0]).headers.get("Allow")
+    check.exact(got, "GET", what="the header Allow of a 405", fact="api-error")
+    for error in (KeyError("the password"), solution.EngineFailed("the password")):
+        got = solution.api_error(error)
+        told = got.status, "password" in got.message
+        what = f"(status, tells its text) of api_error({error!r})"
+        check.exact(told, (500, False), what=what, fact="api-hidden")
+
+
+def request_of(headers=(), chunks=(b"",), gone=None):
+    """A Starlette request with this body; `gone` is an asyncio.Event at which the client goes away."""
+    from starlette.requests import Request
+
+    left = list(chunks)
+
+    async def receive():
+        if left:
+            chunk = left.pop(0)
+            return {"type": "http.request", "body": chunk, "more_body": bool(left)}
+        if gone is not None:
+            await gone.wait()
+        return {"type": "http.disconnect"}
+
+    pairs = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers]
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": pairs}
+    return Request(scope, receive), left
+
+
+@task(4)
+def test_prompt_of(solution):
+    """the prompt: a text's as it is, a chat's through the template"""
+    ask = solution.Ask("chat", solution.Settings(), messages=({"role": "system", "content": "Be"}, *hello()))
+    got = solution.prompt_of(ask, FakeTokenizer())
+    check.exact(
+        got, "<system>Be<user>Hi<assistant>", what="prompt_of a chat of two messages", fact="prompt-of"
+    )
+    for prompt in ("Once", (5, 6)):
+        ask = solution.Ask("text", solution.Settings(), prompt=prompt)
+        check.exact(
+            solution.prompt_of(ask, FakeTokenizer()),
+            prompt,
+            what=f"prompt_of a text, {prompt!r}",
+            fact="prompt-of",
+        )
+    plain = FakeTokenizer()
+    plain.has_chat_template = False
+    bad = solution.Ask("chat", solution.Settings(), messages=tuple(hello("no template for this")))
+    for ask, tokenizer in (
+        (bad, FakeTokenizer()),
+        (solution.Ask("chat", solution.Settings(), messages=tuple(hello())), plain),
+    ):
+        try:
+            got = solution.prompt_of(ask, tokenizer)
+        except solution.ApiError as error:
+            got = error.status, error.param
+        what = f"(status, param), the template {'refuses' if tokenizer.has_chat_template else 'is not there'}"
+        check.exact(got, (400, "messages"), what=what, fact="prompt-refused")
+
+
+@task(4)
+def test_unless_gone(solution):
+    """going away: the work ends with the client"""
+    notes = []
+
+    async def work(seconds):
+        try:
+            await asyncio.sleep(seconds)
+            return "done"
+        finally:
+            await asyncio.sleep(0.01)
+            notes.append("ended")
+
+    async def scene():
+        gone = asyncio.Event()
+        request, _ = request_of(gone=gone)
+        await request.body()
+        first = await solution.unless_gone(request, work(0.01))
+
+        async def fails():
+            raise KeyError("from the work")
+
+        second = await outcome(solution.unless_gone(request, fails()))
+        asyncio.get_running_loop().call_later(0.05, gone.set)
+        notes.clear()
+        third = str(await outcome(solution.unless_gone(request, work(60)))).partition(":")[0]
+        return first, second, third, list(notes), len(asyncio.all_tasks())
+
+    first, second, third, ended, left = play(
+        scene, "work whose client stays, and work whose client goes away"
+    )
+    check.exact(
+        (first, second),
+        ("done", "KeyError: 'from the work'"),
+        what="what comes of work while the client is there",
+        fact="gone",
+    )
+    told = "what is raised when it goes, and whether the work had ended by then"
+    check.exact((third, ended), ("ClientDisconnect", ["ended"]), what=told, fact="gone")
+    check.exact(left, 2, what="tasks left in the loop, this one and its limit", fact="gone")
+
+
+@task(4)
+def test_all_pieces(solution):
+    """going away: a stream that is no longer read is cancelled"""
+
+    async def scene():
+        engine = FakeEngine()
+        engine.allowed = 2
+        thread = await started(solution, engine)
+        reading = asyncio.ensure_future(
+            solution.all_pieces(await thread.submit("a", settings(solution, max_tokens=99)))
+        )
+        await asyncio.sleep(0.01)  # it has begun to read
+        await until(lambda: engine.allowed == 0)
+        reading.cancel()
+        await asyncio.wait({reading})
+        await until(lambda: not engine.going)
+        engine.allowed = None
+        pieces = await solution.all_pieces(await thread.submit("b", settings(solution)))
+        return reading.cancelled(), thread.in_hand, text_of(pieces)
+
+    got = play(scene, "all_pieces, cancelled in the middle, and another to its end")
+    what = "(all_pieces was cancelled, in_hand, text of another)"
+    check.exact(got, (True, 0, reply_to("b", 6)), what=what, fact="all-pieces")
+
+
+@task(4)
+def test_error_event(solution):
+    """failure: the last event of a stream is the error"""
+
+    async def scene():
+        engine = FakeEngine()
+        engine.allowed = 1
+        thread = await started(solution, engine)
+        stream = await thread.submit("ab", settings(solution, max_tokens=50))
+        reply = solution.Reply(solution.Ask("text", solution.Settings(), stream=True), "id", 1, "fake")
+        seen = []
+        async for event in solution.events(stream, reply):
+            seen.append(event)
+            engine.breaks = RuntimeError("gone")
+        return seen
+
+    seen = play(scene, "events of a stream whose engine fails after a step")
+    data = [json.loads(event.decode()[6:]) if b"{" in event else event for event in seen]
+    told = [list(d) == ["error"] if isinstance(d, dict) else d for d in data]
+    check.exact(
+        told, [False, True], what="for each event, whether it is the error object", fact="events-error"
+    )
+    check.exact(
+        sorted(data[-1]["error"]), ["code", "message", "param", "type"], what="its keys", fact="events-error"
+    )
+
+
+@task(4)
+@over_http
+def test_events(solution):
+    """the stream: its bytes, event by event"""
+    body = text_body("abc", 7, stream=True)
+    status, headers, data = server(solution).request("POST", "/v1/completions", body)
+    kind = headers.get("content-type", "").partition(";")[0]
+    check.exact(
+        (status, kind), (200, "text/event-stream"), what="(status, type) of a stream", fact="stream-type"
+    )
+    *events, end = data.decode().split("\n\n")
+    check.exact((end, events[-1:]), ("", ["data: [DONE]"]), what="what a stream ends with", fact="events")
+    odd = [event for event in events if not event.startswith("data: ") or "\n" in event]
+    check.exact(odd, [], what="events that are not one line that begins with 'data: '", fact="events")
+    said = [json.loads(event[6:])["choices"][0] for event in events[:-1]]
+    want = [text for _, text in script(list(b"abc"), 7) if text]
+    check.exact([s["text"] for s in said], [*want, ""], what="the texts of its events", fact="events")
+    check.exact(said[-1]["finish_reason"], "length", what="the last finish_reason", fact="events")
+
+
+@task(4)
+@over_http
+def test_events_come_at_once(solution):
+    """the stream: events come while the engine is still at it"""
+    here = Server(solution)
+    here.engine.allowed = 2
+    connection = http.client.HTTPConnection(HOST, here.port, timeout=LIMIT)
+    connection.request("POST", "/v1/completions", json.dumps(text_body("abc", 5, stream=True)))
+    seen = []
+    try:
+        response = connection.getresponse()
+        while len(seen) < 2:
+            line = response.readline()
+            seen += [json.loads(line[6:])["choices"][0]["text"]] if line.startswith(b"data: {") else []
+            if not line:
+                break
+    except (OSError, ValueError) as error:
+        seen.append(type(error).__name__)
+    want = [text for _, text in script(list(b"abc"), 5)]
+    check.exact(seen, want[:2], what="the events after 2 steps of 5", fact="events")
+    here.engine.allowed = None
+    check.exact(b"[DONE]" in response.read(), True, what="whether the rest ends with [DONE]", fact="events")
+    connection.close()
+
+
+@task(4)
+@over_http
+def test_errors(solution):
+    """errors: in OpenAI's shape, whatever went wrong"""
+    ask, path = server(solution).request, "/v1/chat/completions"
+    chat = {"model": "fake", "messages": hello()}
+    told = {"fact": "api-error"}
+    check_error(ask("POST", path, "{"), 400, None, what="a body that is no JSON", **told)
+    got = ask("POST", path, {**chat, "n": 2})
+    check_error(got, 400, None, param="n", what="n = 2", **told)
+    got = ask("POST", path, {**chat, "model": "gpt"})
+    check_error(got, 404, "model_not_found", param="model", what="another model", **told)
+    got = ask("POST", path, {**chat, "messages": hello("x" * 500)})
+    check_error(got, 400, "context_length_exceeded", what="a prompt that is too long", **told)
+    reason = json.loads(got[2])["error"]["message"]
+    check.exact(
+        "room for 400" in reason, True, what=f"whether the engine's reason is told: {reason!r}", **told
+    )
+    got = ask("POST", path, {**chat, "messages": hello("no template for this")})
+    check_error(got, 400, None, param="messages", what="messages that the template refuses", fact="prompt-of")
+    got = ask("POST", "/v1/completions", text_body("raise"))
+    check_error(got, 500, "engine_failed", what="a request at which the engine raises", **told)
+    check_error(ask("GET", path), 405, None, what=f"GET {path}", **told)
+    check_error(ask("POST", "/v1/nothing", {}), 404, None, what="POST /v1/nothing", **told)
+    check_error(
+        ask("POST", "/v1/completions", text_body([10_000])),
+        400,
+        None,
+        param="prompt",
+        what="an id of no token",
+        **told,
+    )
+    got = ask("POST", path, {**chat, "stream": True, "messages": hello("x" * 500)})
+    check_error(
+        got, 400, "context_length_exceeded", what="a stream whose prompt is too long", fact="complete"
+    )
+    server(solution).await_quiet("complete")
+
+
+@task(4)
+@over_http
+def test_body(solution):
+    """the body: up to the limit, and not beyond it"""
+    for chunks in ([b"abcd", b"efgh"], [b"x" * 10], [b""], [b"12345"] * 2):
+        got = play(
+            lambda c=chunks: solution.read_body(request_of(chunks=c)[0], 10), "a body of 10 bytes or less"
+        )
+        check.exact(got, b"".join(chunks), what=f"read_body of {chunks}, at most 10 bytes", fact="body")
+
+    def refusal(headers, chunks):
+        request, left = request_of(headers, chunks)
+
+        async def scene():
+            try:
+                return await solution.read_body(request, 10)
+            except solution.ApiError as error:
+                return error.status, error.code, len(left)
+
+        return play(scene, "a body that is too large")
+
+    got = refusal([("Content-Length", "11")], [b"x" * 11])
+    want = 413, "body_too_large", 1
+    what = "(status, code, chunks left unread) where Content-Length says 11 of 10"
+    check.exact(got, want, what=what, fact="body")
+    got = refusal([], [b"12345"] * 40)
+    what = "(status, code, chunks left unread) of 40 chunks of 5 bytes, at most 10 bytes"
+    check.exact(got, (413, "body_too_large", 37), what=what, fact="body")
+    here = Server(solution, {"max_body_bytes": 200})
+    body = text_body("x" * 200)
+    got = here.request("POST", "/v1/completions", body)
+    check_error(got, 413, "body_too_large", what="a body of more than 200 bytes", fact="body")
+    check.exact(here.engine.submitted, [], what="what the engine was asked", fact="complete")
+    got = here.request("POST", "/v1/completions", text_body("x" * 50))
+    check.exact(got[0], 200, what="the status for a smaller one", fact="complete")
+
+
+@task(4)
+@over_http
+def test_key(solution):
+    """the key: every path but /health asks for it, before anything else"""
+    here = Server(solution, {"api_key": "sésame", "max_body_bytes": 100})
+    right = {"Authorization": "Bearer sésame".encode()}
+    for given in ({}, {"Authorization": "Bearer sesame"}, {"Authorization": b"Bearer s\xff"}):
+        for method, path, body in (
+            ("POST", "/v1/completions", text_body("x" * 500)),
+            ("POST", "/v1/chat/completions", "{"),
+            ("GET", "/v1/models", None),
+        ):
+            got = here.request(method, path, body, given)
+            what = f"{method} {path} with {given or 'no key'}"
+            check_error(got, 401, "invalid_api_key", what=what, fact="complete")
+    for given, want in (("Bearer key", True), ("Bearer kex", False), ("key", False), ("Bearer key2", False)):
+        request, _ = request_of([("Authorization", given)])
+        got = solution.has_key(request, "key")
+        check.exact(got, want, what=f"has_key with Authorization: {given}, the key being 'key'", fact="key")
+    for given in ([], [("Authorization", "Bearer x")]):
+        got = solution.has_key(request_of(given)[0], None)
+        check.exact(got, True, what="has_key where no key is needed", fact="key")
+    request, _ = request_of([("Authorization", "Bearer \xe9")])
+    check.exact(
+        solution.has_key(request, "key"), False, what="has_key with a header beyond ASCII", fact="key"
+    )
+    got = here.request("GET", "/health")[0], here.request("GET", "/v1/models", None, right)[0]
+    check.exact(got[0], 200, what="the status of /health without a key", fact="complete")
+
+
+@task(4)
+@over_http
+def test_client_hangs_up(solution):
+    """going away: the engine's work ends, streamed or not"""
+    here = Server(solution)
+    here.engine.step_seconds = 0.002
+    for number in range(3):
+        here.hang_up(text_body(f"gone {number}", 4000, stream=True), 3)
+    here.await_quiet("stream-over")
+    check.exact(
+        len(here.engine.cancelled),
+        3,
+        what="requests cancelled after 3 streams were hung up on",
+        fact="stream-over",
+    )
+    here.hang_up(text_body("not streamed", 4000), 0)
+    here.await_quiet("complete")
+    check.exact(
+        len(here.engine.cancelled), 4, what="and after a reply that is not streamed was", fact="complete"
+    )
+    got = here.request("POST", "/v1/completions", text_body())
+    told = got[0], json.loads(got[2])["choices"][0]["text"]
+    check.exact(told, (200, reply_to("ab", 6)), what="(status, text) of the next request", fact="complete")
+    here.engine.allowed = 0
+    here.hang_up(text_body("waits", 4000, stream=True), 0)  # before its first piece
+    here.await_quiet("stream-over")
+
+
+@task(4)
 @over_http
 def test_openai_chat(solution):
     """OpenAI's client: a chat, whole and streamed"""
@@ -783,332 +1137,6 @@ def test_openai_many(solution):
 
 @task(4)
 @over_http
-def test_events(solution):
-    """the stream: its bytes, event by event"""
-    body = text_body("abc", 7, stream=True)
-    status, headers, data = server(solution).request("POST", "/v1/completions", body)
-    kind = headers.get("content-type", "").partition(";")[0]
-    check.exact(
-        (status, kind), (200, "text/event-stream"), what="(status, type) of a stream", fact="stream-type"
-    )
-    *events, end = data.decode().split("\n\n")
-    check.exact((end, events[-1:]), ("", ["data: [DONE]"]), what="what a stream ends with", fact="events")
-    odd = [event for event in events if not event.startswith("data: ") or "\n" in event]
-    check.exact(odd, [], what="events that are not one line that begins with 'data: '", fact="events")
-    said = [json.loads(event[6:])["choices"][0] for event in events[:-1]]
-    want = [text for _, text in script(list(b"abc"), 7) if text]
-    check.exact([s["text"] for s in said], [*want, ""], what="the texts of its events", fact="events")
-    check.exact(said[-1]["finish_reason"], "length", what="the last finish_reason", fact="events")
-
-
-@task(4)
-@over_http
-def test_events_come_at_once(solution):
-    """the stream: events come while the engine is still at it"""
-    here = Server(solution)
-    here.engine.allowed = 2
-    connection = http.client.HTTPConnection(HOST, here.port, timeout=LIMIT)
-    connection.request("POST", "/v1/completions", json.dumps(text_body("abc", 5, stream=True)))
-    seen = []
-    try:
-        response = connection.getresponse()
-        while len(seen) < 2:
-            line = response.readline()
-            seen += [json.loads(line[6:])["choices"][0]["text"]] if line.startswith(b"data: {") else []
-            if not line:
-                break
-    except (OSError, ValueError) as error:
-        seen.append(type(error).__name__)
-    want = [text for _, text in script(list(b"abc"), 5)]
-    check.exact(seen, want[:2], what="the events after 2 steps of 5", fact="events")
-    here.engine.allowed = None
-    check.exact(b"[DONE]" in response.read(), True, what="whether the rest ends with [DONE]", fact="events")
-    connection.close()
-
-
-@task(4)
-@over_http
-def test_errors(solution):
-    """errors: in OpenAI's shape, whatever went wrong"""
-    ask, path = server(solution).request, "/v1/chat/completions"
-    chat = {"model": "fake", "messages": hello()}
-    told = {"fact": "api-error"}
-    check_error(ask("POST", path, "{"), 400, None, what="a body that is no JSON", **told)
-    got = ask("POST", path, {**chat, "n": 2})
-    check_error(got, 400, None, param="n", what="n = 2", **told)
-    got = ask("POST", path, {**chat, "model": "gpt"})
-    check_error(got, 404, "model_not_found", param="model", what="another model", **told)
-    got = ask("POST", path, {**chat, "messages": hello("x" * 500)})
-    check_error(got, 400, "context_length_exceeded", what="a prompt that is too long", **told)
-    reason = json.loads(got[2])["error"]["message"]
-    check.exact(
-        "room for 400" in reason, True, what=f"whether the engine's reason is told: {reason!r}", **told
-    )
-    got = ask("POST", path, {**chat, "messages": hello("no template for this")})
-    check_error(got, 400, None, param="messages", what="messages that the template refuses", fact="prompt-of")
-    got = ask("POST", "/v1/completions", text_body("raise"))
-    check_error(got, 500, "engine_failed", what="a request at which the engine raises", **told)
-    check_error(ask("GET", path), 405, None, what=f"GET {path}", **told)
-    check_error(ask("POST", "/v1/nothing", {}), 404, None, what="POST /v1/nothing", **told)
-    check_error(
-        ask("POST", "/v1/completions", text_body([10_000])),
-        400,
-        None,
-        param="prompt",
-        what="an id of no token",
-        **told,
-    )
-    got = ask("POST", path, {**chat, "stream": True, "messages": hello("x" * 500)})
-    check_error(
-        got, 400, "context_length_exceeded", what="a stream whose prompt is too long", fact="complete"
-    )
-    server(solution).await_quiet("complete")
-
-
-@task(4)
-def test_error_values(solution):
-    """errors: what becomes of each exception"""
-    from starlette.exceptions import HTTPException
-
-    cases = [
-        (solution.ApiError(418, "tea", param="p", code="c"), (418, "tea", "p", "c", False)),
-        (solution.Refused("too long"), (400, "too long", None, "context_length_exceeded", False)),
-        (solution.Busy(), (429, None, None, "rate_limit_exceeded", True)),
-        (solution.Closing(), (503, None, None, "shutting_down", True)),
-        (solution.EngineFailed("x"), (500, None, None, "engine_failed", False)),
-        (
-            HTTPException(405, "Method Not Allowed", {"Allow": "GET"}),
-            (405, "Method Not Allowed", None, None, False),
-        ),
-    ]
-    for error, want in cases:
-        got = solution.api_error(error)
-        message = got.message if want[1] else None
-        told = got.status, message, got.param, got.code, "Retry-After" in got.headers
-        what = f"(status, message, param, code, has Retry-After) of api_error({error!r})"
-        check.exact(told, want, what=what, fact="api-error")
-    got = solution.api_error(cases[-1][0]).headers.get("Allow")
-    check.exact(got, "GET", what="the header Allow of a 405", fact="api-error")
-    got = solution.api_error(KeyError("the password"))
-    told = got.status, "password" in got.message
-    check.exact(
-        told, (500, False), what="(status, tells its text) of api_error(KeyError(...))", fact="api-hidden"
-    )
-
-
-def request_of(headers=(), chunks=(b"",), gone=None):
-    """A Starlette request with this body; `gone` is an asyncio.Event at which the client goes away."""
-    from starlette.requests import Request
-
-    left = list(chunks)
-
-    async def receive():
-        if left:
-            chunk = left.pop(0)
-            return {"type": "http.request", "body": chunk, "more_body": bool(left)}
-        if gone is not None:
-            await gone.wait()
-        return {"type": "http.disconnect"}
-
-    pairs = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers]
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": pairs}
-    return Request(scope, receive), left
-
-
-@task(4)
-@over_http
-def test_body(solution):
-    """the body: up to the limit, and not beyond it"""
-    for chunks in ([b"abcd", b"efgh"], [b"x" * 10], [b""], [b"12345"] * 2):
-        got = play(
-            lambda c=chunks: solution.read_body(request_of(chunks=c)[0], 10), "a body of 10 bytes or less"
-        )
-        check.exact(got, b"".join(chunks), what=f"read_body of {chunks}, at most 10 bytes", fact="body")
-
-    def refusal(headers, chunks):
-        request, left = request_of(headers, chunks)
-
-        async def scene():
-            try:
-                return await solution.read_body(request, 10)
-            except solution.ApiError as error:
-                return error.status, error.code, len(left)
-
-        return play(scene, "a body that is too large")
-
-    got = refusal([("Content-Length", "11")], [b"x" * 11])
-    want = 413, "body_too_large", 1
-    what = "(status, code, chunks left unread) where Content-Length says 11 of 10"
-    check.exact(got, want, what=what, fact="body")
-    got = refusal([], [b"12345"] * 40)
-    what = "(status, code, chunks left unread) of 40 chunks of 5 bytes, at most 10 bytes"
-    check.exact(got, (413, "body_too_large", 37), what=what, fact="body")
-    here = Server(solution, {"max_body_bytes": 200})
-    body = text_body("x" * 200)
-    got = here.request("POST", "/v1/completions", body)
-    check_error(got, 413, "body_too_large", what="a body of more than 200 bytes", fact="body")
-    check.exact(here.engine.submitted, [], what="what the engine was asked", fact="complete")
-    got = here.request("POST", "/v1/completions", text_body("x" * 50))
-    check.exact(got[0], 200, what="the status for a smaller one", fact="complete")
-
-
-@task(4)
-@over_http
-def test_key(solution):
-    """the key: every path but /health asks for it, before anything else"""
-    here = Server(solution, {"api_key": "sésame", "max_body_bytes": 100})
-    right = {"Authorization": "Bearer sésame".encode()}
-    for given in ({}, {"Authorization": "Bearer sesame"}, {"Authorization": b"Bearer s\xff"}):
-        for method, path, body in (
-            ("POST", "/v1/completions", text_body("x" * 500)),
-            ("POST", "/v1/chat/completions", "{"),
-            ("GET", "/v1/models", None),
-        ):
-            got = here.request(method, path, body, given)
-            what = f"{method} {path} with {given or 'no key'}"
-            check_error(got, 401, "invalid_api_key", what=what, fact="complete")
-    for given, want in (("Bearer key", True), ("Bearer kex", False), ("key", False), ("Bearer key2", False)):
-        request, _ = request_of([("Authorization", given)])
-        got = solution.has_key(request, "key")
-        check.exact(got, want, what=f"has_key with Authorization: {given}, the key being 'key'", fact="key")
-    for given in ([], [("Authorization", "Bearer x")]):
-        got = solution.has_key(request_of(given)[0], None)
-        check.exact(got, True, what="has_key where no key is needed", fact="key")
-    request, _ = request_of([("Authorization", "Bearer \xe9")])
-    check.exact(
-        solution.has_key(request, "key"), False, what="has_key with a header beyond ASCII", fact="key"
-    )
-    got = here.request("GET", "/health")[0], here.request("GET", "/v1/models", None, right)[0]
-    check.exact(got[0], 200, what="the status of /health without a key", fact="complete")
-
-
-@task(4)
-def test_prompt_of(solution):
-    """the prompt: a text's as it is, a chat's through the template"""
-    ask = solution.Ask("chat", solution.Settings(), messages=({"role": "system", "content": "Be"}, *hello()))
-    got = solution.prompt_of(ask, FakeTokenizer())
-    check.exact(
-        got, "<system>Be<user>Hi<assistant>", what="prompt_of a chat of two messages", fact="prompt-of"
-    )
-    for prompt in ("Once", (5, 6)):
-        ask = solution.Ask("text", solution.Settings(), prompt=prompt)
-        check.exact(
-            solution.prompt_of(ask, FakeTokenizer()),
-            prompt,
-            what=f"prompt_of a text, {prompt!r}",
-            fact="prompt-of",
-        )
-    plain = FakeTokenizer()
-    plain.has_chat_template = False
-    bad = solution.Ask("chat", solution.Settings(), messages=tuple(hello("no template for this")))
-    for ask, tokenizer in (
-        (bad, FakeTokenizer()),
-        (solution.Ask("chat", solution.Settings(), messages=tuple(hello())), plain),
-    ):
-        try:
-            got = solution.prompt_of(ask, tokenizer)
-        except solution.ApiError as error:
-            got = error.status, error.param
-        what = f"(status, param), the template {'refuses' if tokenizer.has_chat_template else 'is not there'}"
-        check.exact(got, (400, "messages"), what=what, fact="prompt-refused")
-
-
-@task(4)
-def test_unless_gone(solution):
-    """going away: the work ends with the client"""
-    notes = []
-
-    async def work(seconds):
-        try:
-            await asyncio.sleep(seconds)
-            return "done"
-        finally:
-            await asyncio.sleep(0.01)
-            notes.append("ended")
-
-    async def scene():
-        gone = asyncio.Event()
-        request, _ = request_of(gone=gone)
-        await request.body()
-        first = await solution.unless_gone(request, work(0.01))
-
-        async def fails():
-            raise KeyError("from the work")
-
-        second = await outcome(solution.unless_gone(request, fails()))
-        asyncio.get_running_loop().call_later(0.05, gone.set)
-        notes.clear()
-        third = str(await outcome(solution.unless_gone(request, work(60)))).partition(":")[0]
-        return first, second, third, list(notes), len(asyncio.all_tasks())
-
-    first, second, third, ended, left = play(
-        scene, "work whose client stays, and work whose client goes away"
-    )
-    check.exact(
-        (first, second),
-        ("done", "KeyError: 'from the work'"),
-        what="what comes of work while the client is there",
-        fact="gone",
-    )
-    told = "what is raised when it goes, and whether the work had ended by then"
-    check.exact((third, ended), ("ClientDisconnect", ["ended"]), what=told, fact="gone")
-    check.exact(left, 2, what="tasks left in the loop, this one and its limit", fact="gone")
-
-
-@task(4)
-@over_http
-def test_client_hangs_up(solution):
-    """going away: the engine's work ends, streamed or not"""
-    here = Server(solution)
-    here.engine.step_seconds = 0.002
-    for number in range(3):
-        here.hang_up(text_body(f"gone {number}", 4000, stream=True), 3)
-    here.await_quiet("stream-over")
-    check.exact(
-        len(here.engine.cancelled),
-        3,
-        what="requests cancelled after 3 streams were hung up on",
-        fact="stream-over",
-    )
-    here.hang_up(text_body("not streamed", 4000), 0)
-    here.await_quiet("complete")
-    check.exact(
-        len(here.engine.cancelled), 4, what="and after a reply that is not streamed was", fact="complete"
-    )
-    got = here.request("POST", "/v1/completions", text_body())
-    told = got[0], json.loads(got[2])["choices"][0]["text"]
-    check.exact(told, (200, reply_to("ab", 6)), what="(status, text) of the next request", fact="complete")
-    here.engine.allowed = 0
-    here.hang_up(text_body("waits", 4000, stream=True), 0)  # before its first piece
-    here.await_quiet("stream-over")
-
-
-@task(4)
-def test_all_pieces(solution):
-    """going away: a stream that is no longer read is cancelled"""
-
-    async def scene():
-        engine = FakeEngine()
-        engine.allowed = 2
-        thread = await started(solution, engine)
-        reading = asyncio.ensure_future(
-            solution.all_pieces(await thread.submit("a", settings(solution, max_tokens=99)))
-        )
-        await until(lambda: engine.allowed == 0)
-        reading.cancel()
-        await asyncio.wait({reading})
-        await until(lambda: not engine.going)
-        engine.allowed = None
-        pieces = await solution.all_pieces(await thread.submit("b", settings(solution)))
-        return reading.cancelled(), thread.in_hand, text_of(pieces)
-
-    got = play(scene, "all_pieces, cancelled in the middle, and another to its end")
-    what = "(all_pieces was cancelled, in_hand, text of another)"
-    check.exact(got, (True, 0, reply_to("b", 6)), what=what, fact="all-pieces")
-
-
-@task(4)
-@over_http
 def test_busy(solution):
     """back-pressure: beyond the limit 429, with Retry-After"""
     import openai
@@ -1179,37 +1207,8 @@ def test_engine_fails(solution):
         fact="api-error",
     )
     status, _, body = here.request("GET", "/health")
-    told = status, json.loads(body)["status"], "caches are gone" in json.loads(body)["reason"]
-    check.exact(
-        told, (503, "failed", True), what="(status, its word, tells why) of /health", fact="step-raises"
-    )
-
-
-@task(4)
-def test_error_event(solution):
-    """failure: the last event of a stream is the error"""
-
-    async def scene():
-        engine = FakeEngine()
-        engine.allowed = 1
-        thread = await started(solution, engine)
-        stream = await thread.submit("ab", settings(solution, max_tokens=50))
-        reply = solution.Reply(solution.Ask("text", solution.Settings(), stream=True), "id", 1, "fake")
-        seen = []
-        async for event in solution.events(stream, reply):
-            seen.append(event)
-            engine.breaks = RuntimeError("gone")
-        return seen
-
-    seen = play(scene, "events of a stream whose engine fails after a step")
-    data = [json.loads(event.decode()[6:]) if b"{" in event else event for event in seen]
-    told = [list(d) == ["error"] if isinstance(d, dict) else d for d in data]
-    check.exact(
-        told, [False, True], what="for each event, whether it is the error object", fact="events-error"
-    )
-    check.exact(
-        sorted(data[-1]["error"]), ["code", "message", "param", "type"], what="its keys", fact="events-error"
-    )
+    told = status, json.loads(body)["status"]
+    check.exact(told, (503, "failed"), what="(status, its word) of /health", fact="step-raises")
 
 
 @task(4)

@@ -15,6 +15,7 @@ What belongs to whom, so that nothing needs a lock:
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 import time

@@ -15,6 +15,7 @@ What belongs to whom, so that nothing needs a lock:
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 import time
@@ -190,6 +191,7 @@ class EngineThread:
 
     def fail(self, reason: str) -> None:
         """The engine has failed, and with it every request in hand."""
+        logging.getLogger("tinyllm.server").error("the engine failed: %s", reason)
         self.state, self.reason = "failed", reason
         for stream in list(self.open):
             self.end(stream, EngineFailed(reason))
