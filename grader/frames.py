@@ -117,7 +117,10 @@ def describe(name: str, value: Any, evaluate: bool = True) -> ArrayNote:
         inner = ", ".join(str(tuple(v.shape)) if isinstance(v, mx.array) else type(v).__name__ for v in value)
         return ArrayNote(name, value=f"{type(value).__name__} of {inner}"[:60])
     if value is None or isinstance(value, (bool, int, float, str, slice, mx.Dtype, list, tuple)):
-        text = repr(value)
+        try:
+            text = repr(value)
+        except Exception:  # of an object inside, which may be half made
+            text = type(value).__name__
         return ArrayNote(name, value=text if len(text) <= 40 else text[:37] + "...")
     return ArrayNote(name)
 

@@ -490,14 +490,6 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 
 
 @task(2)
-def test_usage(solution):
-    """the counts: prompt, completion and both"""
-    for p, c in ((3, 5), (0, 2), (7, 0)):
-        want = {"prompt_tokens": p, "completion_tokens": c, "total_tokens": p + c}
-        check.exact(solution.usage(p, c), want, what=f"usage({p}, {c})", fact="usage")
-
-
-@task(2)
 def test_whole_reply(solution):
     """a reply that is not streamed: chat and text"""
     for kind, name in (("chat", "chat.completion"), ("text", "text_completion")):

@@ -235,7 +235,11 @@ DONE = "[DONE]"  # the last event of a stream that went well
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     """The counts of a reply: prompt_tokens, completion_tokens, and total_tokens, which is their sum."""
-    raise NotImplementedError("day 2.8, task 2: usage")
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
 
 
 def chat_logprobs(tokens: Sequence[TokenText]) -> dict[str, Any]:

@@ -159,3 +159,14 @@ def test_arrays_of_an_object_are_shown_by_their_attribute(course: Toy) -> None:
     report = runner.grade(course.clone, course.course, course.course.day("1.2"))
     frame = failure(report, 1).frames[-1]
     assert [(v.name, v.shape) for v in frame.values] == [("self.w", "(5,)"), ("x", "(3, 5)")]
+
+
+def test_values_whose_repr_raises_are_still_named() -> None:
+    class HalfMade:
+        def __repr__(self) -> str:
+            return self.missing
+
+    from tinyllm.grader import frames
+
+    assert frames.describe("given", (HalfMade(), 1)).value == "tuple"
+    assert frames.describe("given", HalfMade()).value == ""

@@ -32,7 +32,7 @@ SECONDS = 60
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone whose exercises are done, with a small model in tiny-qwen2's place."""
     clone = finished_copy(Clone(installed_root()), tmp_path_factory.mktemp("clones") / "my clone")
-    small_models.write(models.shipped(clone))
+    small_models.write(models.shipped(clone), max_position_embeddings=1000)
     return clone
 
 
@@ -124,7 +124,7 @@ def test_served_and_ended(clone: Clone) -> None:
         assert drawn[0] == drawn[1], "the seed decides"
         assert len(drawn[0].logprobs.tokens) <= 9
         with pytest.raises(openai.BadRequestError, match="room"):
-            client.completions.create(model="tiny-qwen2", prompt="long " * 100, max_tokens=5)
+            client.completions.create(model="tiny-qwen2", prompt="long " * 200, max_tokens=5)
         assert post(port, {}, Authorization="Bearer wrong")[0] == 401
         environ = Path(f"/proc/{run.process.pid}/cmdline")
         assert not environ.exists() or b"sesame" not in environ.read_bytes()
