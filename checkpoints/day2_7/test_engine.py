@@ -25,8 +25,8 @@ MOST_CALLS = 2000
 
 
 class FakeTokenizer:
-    """Ids 0 to 255 are bytes; then come START and two kinds of EOS. encode puts START in front of a text, unless
-    told not to."""
+    """Ids 0 to 255 are bytes; then come START and two kinds of EOS. encode puts START in front, unless told
+    not to."""
 
     START, END = 256, 257
     eos_token_id = END

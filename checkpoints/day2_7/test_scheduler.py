@@ -490,8 +490,8 @@ class Case:
             for id, (arrival, length, reply, most, priority, cancel) in enumerate(self.requests)
         )
         return (
-            f"{len(self.requests)} requests, {self.slots} slots, budget {self.budget}, chunks of {self.step}, "
-            f"ageing {self.ageing}, max_seq_len {self.max_seq_len}: {requests}"
+            f"{len(self.requests)} requests, {self.slots} slots, budget {self.budget}, chunks of {self.step}"
+            f", ageing {self.ageing}, max_seq_len {self.max_seq_len}: {requests}"
         )
 
 
