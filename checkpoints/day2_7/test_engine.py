@@ -128,7 +128,11 @@ class FakeModel:
             key = mx.stack([position, position * 0 + number], axis=-1)[:, None]  # (B, 1, L, 2)
             value = mx.stack([inputs.astype(F32), position * 0 + number], axis=-1)[:, None]
             key, value, _, mask = layer.update_and_fetch(key, value, mask_length=L, mask="causal")
-            layers.append((np.array(key), np.array(value), visible(mask, B, L, key.shape[2])))
+            layers.append((key, value, mask))
+        mx.eval(layers)
+        layers = [
+            (np.array(key), np.array(value), visible(mask, B, L, key.shape[2])) for key, value, mask in layers
+        ]
         return self.logits(inputs, layers)
 
     def logits(self, inputs, layers):
@@ -456,7 +460,7 @@ def test_random_plans(solution):
                     decodes.append(there[0])
             slots.run(chunks, decodes)
 
-    every_case(make, run, examples=10, shown=str)
+    every_case(make, run, examples=6, shown=str)
 
 
 # ---- task 5: the engine ----
@@ -535,9 +539,7 @@ def test_submit_text(solution):
 
 
 @task(5)
-@pytest.mark.parametrize(
-    "sizes", [(1, 8, 8), (2, 4, 1), (3, 5, 2), (4, 9, 3), (8, 64, 32)], ids=lambda sizes: str(sizes)
-)
+@pytest.mark.parametrize("sizes", [(1, 8, 8), (2, 4, 1), (4, 9, 3)], ids=lambda sizes: str(sizes))
 def test_sizes_do_not_matter(solution, sizes):
     """the same requests with other slots, budgets and chunks: the same tokens, sampled ones too"""
     slots, budget, step = sizes
@@ -794,4 +796,4 @@ def test_random_requests(solution):
                 check_reply(solution, events[id], prompt, settings, what, max_seq_len=11)
         check_nothing_kept(engine, str(case))
 
-    every_case(make, run, examples=12, shown=str)
+    every_case(make, run, examples=8, shown=str)
