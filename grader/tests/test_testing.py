@@ -367,3 +367,12 @@ def test_the_tolerance_is_the_one_that_close_uses() -> None:
     options = {"dtype": mx.bfloat16, "terms": 9, "roundings": 5, "magnitude": 2.0, "what": WHAT}
     check.close(mx.array([1.0], mx.bfloat16), np.array([1.0 - allowed / 2]), **options)
     assert check.ratios == [pytest.approx(0.5)]
+
+
+def test_text_of_several_lines_is_shown_as_it_is() -> None:
+    failure = refusal(lambda: Check().exact("step  0\nslot  D1", "step  0\nslot  P1:4", what=WHAT))
+    assert failure.expected == "step  0\nslot  P1:4"
+    assert failure.got == "step  0\nslot  D1"
+    long = refusal(lambda: Check().exact("\n".join("x" * 200 for _ in range(30)), "y", what=WHAT)).got
+    assert long.endswith("\n...")
+    assert max(map(len, long.splitlines())) <= 100
