@@ -136,7 +136,7 @@ class Slots:
         self.told.append(f"remove slot {id}")
         self.held[id] = self.held[id][:, :, :0]
         self.cache.remove_request(id)
-        self.check_offset("cache-add")
+        self.check_offset(fact="cache-add")
 
     def check_offset(self, fact="cache-offset"):
         check.exact(self.cache.offset, self.offset, what=f"offset of {self}", fact=fact)
@@ -293,7 +293,7 @@ def test_cache_refuses(solution):
     }
     for call, act in refused.items():
         check_refused(act, what=f"{call}, {slots}", fact="cache-refuses")
-        slots.check_offset("cache-refuses")
+        slots.check_offset(fact="cache-refuses")
     slots.update(fact="cache-refuses")
     slots.add(8, 0)
     slots.add(6, 2)

@@ -347,6 +347,15 @@ def test_request_text(solution):
     what = 'text() of Request(model, tokenizer, "DXY"), then a special token, q and an EOS'
     check.exact(request.text(), first + "q", what=what, fact="req-text")
 
+    class EndsWithDollar(FakeTokenizer):
+        eos_token_ids = frozenset({END, ord("$")})  # an ordinary token that ends a reply
+
+    request = solution.Request(FakeModel(), EndsWithDollar(), "DXY")
+    request.try_prefill()
+    request.decode_done(ord("$"))
+    what = 'text() of Request(model, tokenizer, "DXY") after "$", which is an EOS but no special token'
+    check.exact(request.text(), first, what=what, fact="req-token")
+
 
 @task(3)
 def test_request_refuses(solution):
@@ -564,23 +573,23 @@ def test_batch_max_seq_len(solution):
 def test_batch_refuses(solution):
     """a prompt that does not fit, or is empty, raises ValueError before the model is called"""
     cases = {
-        "the last prompt of max_seq_len tokens": (["DA", "CX", "ABCDEFGH"], 8, 2, 4),
-        "a prompt of more tokens": (["DA", "ABCDEFGHIJ", "CX"], 8, 2, 4),
-        "an empty prompt": (["DA", ""], 8, 2, 4),
-        "batch_size=0": (["DA"], 8, 0, 4),
-        "prefill_step=0": (["DA"], 8, 2, 0),
+        "the last prompt of max_seq_len tokens": ["DA", "CX", "ABCDEFGH"],
+        "a prompt of more tokens": ["DA", "ABCDEFGHIJ", "CX"],
+        "an empty prompt": ["DA", ""],
     }
-    for case, arguments in cases.items():
+    for case, prompts in cases.items():
         model = FakeModel()
-        check_refused(
-            lambda model=model, arguments=arguments: solution.batch_generate(
-                model, FakeTokenizer(), *arguments
-            ),
-            what=f"batch_generate with {case}",
-            fact="batch-sizes" if "=0" in case else "batch-length",
-        )
-        what = f"model calls of batch_generate with {case}"
-        check.exact(len(model.calls), 0, what=what, fact="batch-length")
+        what = f"batch_generate with max_seq_len=8 and {case}"
+        check_refused(served(solution, model, prompts, 2, 4), what=what, fact="batch-length")
+        check.exact(len(model.calls), 0, what=f"model calls of {what}", fact="batch-length")
+    for batch_size, prefill_step in ((0, 4), (2, 0)):
+        what = f"batch_generate with {batch_size=}, {prefill_step=}"
+        call = served(solution, FakeModel(), ["DA"], batch_size, prefill_step)
+        check_refused(call, what=what, fact="batch-sizes")
+
+
+def served(solution, model, prompts, batch_size, prefill_step):
+    return lambda: solution.batch_generate(model, FakeTokenizer(), prompts, 8, batch_size, prefill_step)
 
 
 @task(4)
