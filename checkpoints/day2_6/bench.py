@@ -10,9 +10,8 @@ from tinyllm.grader.measuring import Bench
 
 SLOTS, REQUESTS = 8, 16
 PROMPTS = (24, 7, 31, 12, 18, 5, 27, 15)  # tokens, in turn
-REPLY = 24  # tokens of the shortest prompt's reply; a longer prompt has as many fewer
+LENGTH = 36  # max_seq_len: a reply has 36 tokens less those of its prompt, 5 to 31
 STORED, UPDATES = 500, 48
-LENGTH = min(PROMPTS) + REPLY + 16  # max_seq_len
 
 
 def measure(bench: Bench) -> None:
@@ -36,12 +35,9 @@ def measure(bench: Bench) -> None:
     bench.count(f"updates of {UPDATES} that move what is stored", moved, at_most=1)
 
     names = {"yours": (bench.solution, bench.module), "reference": (bench.reference, bench.reference_module)}
-    contestants = {}
-    for name, (solution, module) in names.items():
-        model = week2_model(module, mlx_model)
-        contestants[name] = server(solution, model, SLOTS)
-        if name == "yours" or bench.is_reference:
-            contestants["one after another"] = server(solution, model, 1)
+    models = {name: week2_model(module, mlx_model) for name, (_, module) in names.items()}
+    contestants = {name: server(solution, models[name], SLOTS) for name, (solution, _) in names.items()}
+    contestants["one after another"] = server(bench.solution, models["yours"], 1)
     contestants["mlx-lm"] = mlx_lm_server(mlx_model)
     bench.race(
         f"tiny-qwen2: {REQUESTS} replies, {SLOTS} slots",

@@ -247,8 +247,9 @@ def stray(model, prompts):
 
 
 def shown_pairs(seen):
-    tokens = " ".join(f"{chr(t) if t > HALT else 0}@{p}" for p, t in seen[:6])
-    return (tokens + " .." * (len(seen) > 6)) or "nothing"
+    """The last of what is seen, token@position."""
+    tokens = " ".join(f"{chr(t) if t > HALT else 0}@{p}" for p, t in seen[-6:])
+    return (".. " * (len(seen) > 6) + tokens) or "nothing"
 
 
 def check_refused(call, *, what, fact):
