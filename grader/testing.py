@@ -178,7 +178,7 @@ def every_case(
     *,
     examples: int,
     shown: Callable[[Any], str] | None = None,
-    shrink_seconds: float = 2.0,
+    shrink_seconds: float = 1.0,
 ) -> None:
     """Run `run(make(pick))` for random cases, always the same ones; what is raised is the smallest case's.
 
