@@ -433,7 +433,7 @@ def test_random_plans(solution):
     """random plans: the smallest that gives wrong tokens"""
 
     def make(pick):
-        return pick(1, 3), [[pick(0, 5) for _ in range(3)] for _ in range(pick(1, 7))]
+        return pick(1, 3), pick.several(lambda pick: [pick(0, 5) for _ in range(3)], 1, 7)
 
     def run(case):
         count, steps = case
@@ -453,11 +453,8 @@ def test_random_plans(solution):
                 left = len(slots.prompts[there[0]]) - slots.ran[there[0]]
                 if left:
                     chunks.append((there[0], min(left, 1 + act % 3)))
-                elif act % 2:
-                    # A slot that holds a reply runs in every batch: it decodes, or it is released.
-                    decodes.append(there[0])
                 else:
-                    decodes.append(there[0])
+                    decodes.append(there[0])  # what has a row in the batch runs in every step
             slots.run(chunks, decodes)
 
     every_case(make, run, examples=6, shown=str)
@@ -761,14 +758,11 @@ def test_random_requests(solution):
     """random arrivals, lengths, priorities, seeds and cancels: the smallest that goes wrong"""
 
     def make(pick):
+        def request(pick):
+            return pick(0, 3), pick(1, 5), pick(0, 4), pick(0, 2), pick(0, 2), pick(0, 2) * pick(0, 3)
+
         slots = pick(1, 3)
-        sizes = (slots, slots + pick(0, 4), pick(1, 4))
-        requests, arrival = [], 0
-        for _ in range(pick(1, 3)):
-            arrival += pick(0, 2)
-            cancel = pick(0, 2) * pick(0, 3)
-            requests.append((arrival, pick(1, 5), pick(0, 4), pick(0, 2), pick(0, 2), cancel))
-        return Case(sizes, requests)
+        return Case((slots, slots + pick(0, 4), pick(1, 4)), sorted(pick.several(request, 1, 4)))
 
     def run(case):
         slots, budget, step = case.sizes

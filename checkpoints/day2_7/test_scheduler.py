@@ -258,15 +258,18 @@ def test_plan_random(solution):
         slots = pick(1, 3)
         state = {"slots": slots, "budget": slots + pick(0, 6), "step": pick(1, 4), "ageing": pick(0, 3)}
         asked, free = [], list(range(slots))
-        for _ in range(pick(0, 5)):
-            request = Asked(pick(1, 5), pick(0, 2), pick(0, 4))
-            kind = pick(0, 2)  # waits, prompt half run, decodes
+        picked = pick.several(
+            # Its kind: it waits, its prompt is half run, it decodes.
+            lambda pick: (Asked(pick(1, 5), pick(0, 2), pick(0, 4)), pick(0, 2), pick(0, 9), pick(1, 3)),
+            0,
+            5,
+        )
+        for request, kind, where, done in sorted(picked, key=lambda given: given[0].submitted):
             if kind and free and (kind == 2 or request.length > 1):
-                request.slot = free.pop(pick(0, len(free) - 1))
-                request.prefilled = request.length if kind == 2 else pick(1, request.length - 1)
-                request.tokens = [31] * pick(1, 3) if kind == 2 else []
+                request.slot = free.pop(where % len(free))
+                request.prefilled = request.length if kind == 2 else min(done, request.length - 1)
+                request.tokens = [31] * done if kind == 2 else []
             asked.append(request)
-        asked.sort(key=lambda r: r.submitted)
         return asked, state | {"to_release": free[: pick(0, len(free))], "at": 4}
 
     def run(case):
@@ -496,13 +499,12 @@ class Case:
 
 
 def make_case(pick):
+    def request(pick):
+        return pick(0, 4), pick(1, 6), pick(0, 5), pick(1, 4), pick(0, 2), pick(0, 3) * pick(0, 3)
+
     slots = pick(1, 3)
-    case = Case(slots, slots + pick(0, 4), pick(1, 4), pick(0, 3), 9, [])
-    arrival = 0
-    for _ in range(pick(1, 5)):
-        arrival += pick(0, 2)
-        request = (arrival, pick(1, 6), pick(0, 5), pick(1, 4), pick(0, 2), pick(0, 3) * pick(0, 3))
-        case.requests.append(request)
+    case = Case(slots, slots + pick(0, 4), pick(1, 4), pick(0, 3), 9, pick.several(request, 1, 5))
+    case.requests.sort(key=lambda request: request[0])
     return case
 
 
