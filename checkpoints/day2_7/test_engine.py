@@ -7,6 +7,7 @@ after it. How long a reply gets is told by the first byte of its prompt: "Dxyz" 
 
 import functools
 import gc
+import weakref
 import zlib
 from dataclasses import dataclass
 
@@ -102,11 +103,19 @@ class FakeModel:
         self.row_of = row_of
         self.calls = []  # (ids, offset)
         self.made = 0  # lists of caches
-        self.alive = {}
+        self.caches = []  # weak references to all of them
 
     def create_kv_cache(self):
         self.made += 1
-        return [FakeCache() for _ in range(self.num_hidden_layers)]
+        made = [FakeCache() for _ in range(self.num_hidden_layers)]
+        self.caches += map(weakref.ref, made)
+        return made
+
+    def alive(self):
+        """How many of the caches that were made are still held by somebody."""
+        if any(ref() is not None for ref in self.caches):
+            gc.collect()
+        return sum(ref() is not None for ref in self.caches)
 
     def __call__(self, inputs, offset, cache):
         if not (isinstance(inputs, mx.array) and mx.issubdtype(inputs.dtype, mx.integer)):
@@ -344,6 +353,7 @@ def test_release(solution):
     slots.release(3)
     slots.run()
     kept = (runner.prefilling, runner.history, [layer.state for layer in runner.batch])
+    check.exact(slots.model.alive(), 0, what="caches of prompts after all slots were released")
     what = "prefilling, history and the batch's state after all slots were released"
     check.exact(kept, ({}, {}, [[], []]), what=what, fact="run-released")
 
@@ -476,12 +486,12 @@ def all_events(engine, most=400):
 
 def check_nothing_kept(engine, what):
     """An engine without work holds nothing of any request."""
-    gc.collect()
     kept = {
         "replies": len(engine.replies),
         "generations": len(engine.scheduler.generations),
         "prefilling": len(engine.runner.prefilling),
         "history": len(engine.runner.history),
+        "caches of prompts": engine.runner.model.alive(),
         "arrays": sum(len(layer.state) for layer in engine.runner.batch),
         "waiting": engine.waiting_count,
         "active": engine.active_count,
