@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import roofline
+from . import roofline, schedule_picture
 from .benching import CourseFault, Event, Interrupted, Measurement, Note, NotMeasured, Stage, exit_code
 from .errors import EnvironmentFault
 from .figures import TIMES, Bar, Count, Limits, Race, Verdict, number, size, spread
 from .render import Screen
 from .roofline import Roofline
+from .schedule_picture import SchedulePicture
 
 NAME, FIGURE = 24, 22  # columns
 STYLE = {Verdict.MET: "green", Verdict.MISSED: "bold red", Verdict.NOISY: "yellow"}
@@ -39,8 +40,10 @@ def follow(measurement: Measurement, screen: Screen | None, plot: Path | None) -
             found.append(event)
             if shown is not None:
                 shown.show(event)
-            if isinstance(event, Roofline) and plot is not None:
-                _write(plot, roofline.draw(event))
+            if plot is not None and (picture := _drawn(event)):
+                _write(plot, picture)
+        if plot is not None and shown is not None and not any(map(_drawn, found)):
+            shown.nothing_to_draw(plot)
         measured = Measured(found, exit_code(found))
     except Interrupted as stopped:
         line = f", at {stopped.where}" if stopped.where else ""
@@ -58,6 +61,16 @@ def follow(measurement: Measurement, screen: Screen | None, plot: Path | None) -
         if shown is not None:
             shown.quiet()
     return measured
+
+
+def _drawn(event: Event) -> str:
+    """The picture of an event, "" if it has none."""
+    match event:
+        case Roofline():
+            return roofline.draw(event)
+        case SchedulePicture():
+            return schedule_picture.draw(event)
+    return ""
 
 
 def _write(file: Path, text: str) -> None:
@@ -104,6 +117,8 @@ class BenchScreen:
                 self._race(event)
             case Limits():
                 self._limits(event)
+            case SchedulePicture():
+                self._schedules(event)
 
     def _count(self, count: Count) -> None:
         value = number(count.value) + ("%" if count.unit == "%" else f" {count.unit}" if count.unit else "")
@@ -148,6 +163,21 @@ class BenchScreen:
         self.screen.paragraph(told, indent=2)
         for lane in limits.lanes:
             self.screen.line(f"  {lane.name:<{NAME}} {spread(lane.figures)} %")
+
+    def _schedules(self, picture: SchedulePicture) -> None:
+        self.screen.line()
+        self.screen.paragraph(f"{picture.title} (P0:4 is a prefill of 4 tokens, D0 a decode)", "bold")
+        at = picture.first_difference
+        if at is not None:
+            self.screen.paragraph(f"The schedules part in step {at}.", "bold yellow", indent=2)
+        elif len(picture.schedules) > 1:
+            self.screen.paragraph("The same in every step; it begins:", indent=2)
+        for line in schedule_picture.excerpt(picture).splitlines():
+            self.screen.line(f"  {line}".rstrip())
+
+    def nothing_to_draw(self, plot: Path) -> None:
+        self.screen.line()
+        self.screen.paragraph(f"This measurement has no picture: {plot} was not written.", "yellow")
 
     def _bars(self, bars: Iterable[Bar]) -> None:
         for bar in bars:

@@ -20,6 +20,7 @@ from .errors import CourseError, EnvironmentFault, UsageError
 from .figures import Count, Limits, Race, Verdict
 from .report import Frame
 from .roofline import Roofline
+from .schedule_picture import SchedulePicture
 
 POLL_SECONDS = 0.1
 MEMORY_POLL_SECONDS = 0.5
@@ -56,7 +57,7 @@ class Note:
     text: str
 
 
-Event = Stage | Note | Count | Race | Limits | Roofline
+Event = Stage | Note | Count | Race | Limits | Roofline | SchedulePicture
 
 
 class NotMeasured(CourseError):
@@ -219,6 +220,8 @@ class Measurement:
                 yield Limits.read(told)
             case "roofline":
                 yield Roofline.read(told)
+            case "schedules":
+                yield SchedulePicture.read(told)
             case "done":
                 self._done = True
             case "fault":

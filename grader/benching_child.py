@@ -2,8 +2,8 @@
 
     python -P -m tinyllm.grader.benching_child '<job as JSON>'
 
-Started by benching.py, which reads the events: "stage", "turn", "note", "count", "race", "limits" and
-"roofline" as they come, then "fault" or "done".
+Started by benching.py, which reads the events: "stage", "turn", "note", "count", "race", "limits",
+"roofline" and "schedules" as they come, then "fault" or "done".
 """
 
 from __future__ import annotations

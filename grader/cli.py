@@ -466,7 +466,7 @@ def serve(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="model: a roofline, as SVG.",
+    help="The picture of the measurement, as SVG: of model a roofline, of day2.7 its schedule.",
 )
 @click.option(
     "--seconds", type=click.FloatRange(min=1), help="serve: how long its clients ask (default: 10)."
@@ -508,7 +508,7 @@ def bench(
         if name == "model":
             subject = _model_to_measure(context, solution, rounds, plot is not None, **options)
         else:
-            given = [option for option, value in {**options, "plot": plot}.items() if value]
+            given = [option for option, value in options.items() if value]
             if given:
                 option = given[0].removesuffix("_name").removesuffix("_id")
                 raise UsageError(f"--{option} goes with bench model, not with a day.")

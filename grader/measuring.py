@@ -30,6 +30,7 @@ from .catalog import Day
 from .clone import Clone
 from .figures import Bar, Count, Lane, Race, Verdict, figure, judge, number
 from .machine import Limit
+from .schedule_picture import SchedulePicture, schedule_of
 from .trees import Tree
 
 YOURS, REFERENCE = "yours", "reference"
@@ -240,6 +241,19 @@ class Bench:
             of = "%" if unit == "%" else ""
             bar = Bar(f"{words} {number(bound)}{of}", Verdict.MET if kept else Verdict.MISSED)
         self._emit("count", asdict(Count(title, value, unit, bar)))
+
+    def schedules(self, title: str, plans: Mapping[str, Sequence[Any]], slots: int) -> int:
+        """Show schedules of the same requests one under the other. Returns how many steps are not alike.
+
+        plans: name -> the plans of day 2.7, from step 0 on. Call them "yours" and "reference": where the
+        reference itself is measured, "yours" is left out.
+        """
+        if self.is_reference and REFERENCE in plans:
+            plans = {name: given for name, given in plans.items() if name != YOURS}
+        made = tuple(schedule_of(name, given, slots) for name, given in plans.items())
+        picture = SchedulePicture(title, made)
+        self._emit("schedules", asdict(picture))
+        return picture.differing
 
     def share(self, title: str, rates: Sequence[float], limit: float, *, at_least: float) -> None:
         """Hold rates, one a round, to a share of a limit. Says "too noisy" where the rounds disagree."""

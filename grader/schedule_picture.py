@@ -18,7 +18,7 @@ SHOWN = 48  # steps of a picture; of longer schedules those around the first dif
 BEFORE = 12  # of these, how many come before it
 COLOURS = ("#8ec1ff", "#ffc58a", "#93dba4", "#d0b3ff", "#f5a8d0", "#ffe07a", "#8fe0dc", "#c9ced4")
 INK, FAINT, MARK = "#24292f", "#d0d7de", "#b3261e"
-TEXT_STEPS = 8  # of a difference in words
+TEXT_STEPS = 8  # of an excerpt as text
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A row of cells, in no order, for each step and slot: mostly one, none where the slot rests."""
+    """What each slot runs in each step: mostly one cell, none where it rests."""
 
     name: str  # "yours"
     steps: tuple[tuple[tuple[Cell, ...], ...], ...]  # [step][slot]
@@ -61,7 +61,18 @@ class SchedulePicture:
     @property
     def first_difference(self) -> int | None:
         """The first step in which not all run the same, None where there is none."""
-        return first_difference([s.steps for s in self.schedules])
+        return next(iter(self._different()), None)
+
+    @property
+    def differing(self) -> int:
+        """How many steps are not alike."""
+        return sum(1 for _ in self._different())
+
+    def _different(self) -> Iterator[int]:
+        longest = max((len(s.steps) for s in self.schedules), default=0)
+        for step in range(longest):
+            if len({s.steps[step] if step < len(s.steps) else None for s in self.schedules}) > 1:
+                yield step
 
 
 def schedule_of(name: str, plans: Iterable[Any], slots: int) -> Schedule:
@@ -77,15 +88,6 @@ def _cells(plan: Any, slots: int) -> tuple[tuple[Cell, ...], ...]:
         if slot in range(slots):
             rows[slot].append(cell)
     return tuple(map(tuple, rows))
-
-
-def first_difference(schedules: Sequence[Sequence[Any]]) -> int | None:
-    """The first step at which sequences of steps part, or one of them ends."""
-    longest = max(map(len, schedules), default=0)
-    for step in range(longest):
-        if len({s[step] if step < len(s) else None for s in schedules}) > 1:
-            return step
-    return None
 
 
 # ---- as text ----
@@ -110,17 +112,16 @@ def table(steps: Sequence[Sequence[Sequence[Cell]]], slots: int, first: int = 0)
     )
 
 
-def difference_text(picture: SchedulePicture) -> str:
-    """The steps from the one before the first difference on, of each schedule; "" where all are alike."""
+def excerpt(picture: SchedulePicture) -> str:
+    """The steps from the one before the first difference on, or the first ones: of each schedule where they
+    are not alike."""
     at = picture.first_difference
-    if at is None:
-        return ""
-    start = max(0, at - 1)
+    start = 0 if at is None else max(0, at - 1)
     parts = []
-    for schedule in picture.schedules:
-        steps = schedule.steps[start : start + TEXT_STEPS]
+    for schedule in picture.schedules[: None if at is not None else 1]:
         slots = len(schedule.steps[0]) if schedule.steps else 0
-        parts.append(f"{schedule.name}\n{table(steps, slots, start)}")
+        told = table(schedule.steps[start : start + TEXT_STEPS], slots, start)
+        parts.append(f"{schedule.name}\n{told}" if at is not None else told)
     return "\n\n".join(parts)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -155,32 +156,61 @@ def simulated() -> Iterator[list[Any]]:
         yield launches
 
 
+class Pick:
+    """How a random case is built: pick(low, high) is an integer, both ends possible."""
+
+    def __init__(self, draw: Callable[[Any], Any]) -> None:
+        self._draw = draw
+
+    def __call__(self, low: int, high: int) -> int:
+        from hypothesis import strategies as st
+
+        return self._draw(st.integers(low, high))
+
+    def several(self, make: Callable[[Pick], Any], least: int, most: int) -> list[Any]:
+        """`least` to `most` of what `make(pick)` builds."""
+        from hypothesis import strategies as st
+
+        item = st.composite(lambda draw: make(Pick(draw)))
+        return self._draw(st.lists(item(), min_size=least, max_size=most))
+
+
 def every_case(
-    make: Callable[[Callable[[int, int], int]], Any],
+    make: Callable[[Pick], Any],
     run: Callable[[Any], None],
     *,
     examples: int,
     shown: Callable[[Any], str] | None = None,
-    shrink_seconds: float = 1.5,
+    shrink_seconds: float = 1.0,
 ) -> None:
-    """Run `run(case)` for random cases, always the same ones; what it raises is raised for the smallest case.
+    """Run `run(make(pick))` for random cases, always the same ones; what is raised is the smallest case's.
 
-    make(pick) builds a case out of integers, pick(low, high) with both ends. Of the cases that fail the
-    smallest has the fewest picks, and the lowest numbers in them; it is looked for as long as
-    `shrink_seconds` last. `shown` says what a case is, for the failure of code that raises in it; what
-    `check` refuses says so itself.
+    The smallest of the cases that fail has the fewest picks, and the lowest numbers in them. It is looked for
+    in at most `shrink_seconds` of processor time. `shown` says what a case is, for an error that the code
+    under test raises; a failure of `check` says so itself.
     """
-    from hypothesis import HealthCheck, Phase, given, settings
+    import hypothesis
+    from hypothesis import HealthCheck, Phase
     from hypothesis import strategies as st
-
-    @st.composite
-    def cases(draw: Callable[[Any], int]) -> Any:
-        return make(lambda low, high: draw(st.integers(low, high)))
+    from hypothesis.configuration import set_hypothesis_home_dir
 
     smallest: list[tuple[Any, Exception]] = []
     until = math.inf
 
-    @settings(
+    def attempt(case: Any) -> None:
+        nonlocal until
+        if time.process_time() > until:
+            return
+        try:
+            run(case)
+        except Exception as error:
+            if not smallest:
+                until = time.process_time() + (shrink_seconds if _is_of_the_case(error) else 0)
+            smallest[:] = [(case, error)]
+            raise
+
+    set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "tinyllm-hypothesis")  # nothing in the clone
+    settings = hypothesis.settings(
         max_examples=examples,
         derandomize=True,
         database=None,
@@ -189,29 +219,16 @@ def every_case(
         phases=[Phase.generate, Phase.shrink],
         report_multiple_bugs=False,
     )
-    @given(cases())
-    def attempt(case: Any) -> None:
-        nonlocal until
-        if time.monotonic() > until:
-            return
-        try:
-            run(case)
-        except Exception as error:
-            if not smallest:
-                # There is nothing to look for where code is not written, or not there.
-                until = time.monotonic() + (shrink_seconds if _is_of_the_case(error) else 0)
-            smallest[:] = [(case, error)]
-            raise
-
+    cases = st.composite(lambda draw: make(Pick(draw)))
     try:
-        attempt()
+        settings(hypothesis.given(cases())(attempt))()
     except Exception:
-        # A case that fails only now and then, or no longer in time, is an error of Hypothesis's own.
+        # What fails only now and then, or no longer in time, is an error of Hypothesis's own.
         if not smallest:
             raise
     if smallest:
         case, error = smallest[0]
-        error.__notes__ = [shown(case)] if shown else []  # Hypothesis's own note goes
+        error.__notes__ = [shown(case)] if shown else []  # in place of Hypothesis's
         raise error
 
 

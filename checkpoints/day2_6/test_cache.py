@@ -136,7 +136,7 @@ class Slots:
         self.told.append(f"remove slot {id}")
         self.held[id] = self.held[id][:, :, :0]
         self.cache.remove_request(id)
-        self.check_offset("cache-add")
+        self.check_offset(fact="cache-add")
 
     def check_offset(self, fact="cache-offset"):
         check.exact(self.cache.offset, self.offset, what=f"offset of {self}", fact=fact)
@@ -176,6 +176,38 @@ def test_cache_rows_end_together(solution, dtype):
     slots.add(1, 1)
     for _ in range(4):
         slots.update()
+
+
+@task(2)
+def test_cache_random(solution):
+    """requests come, go and grow in random order: the shortest order that fails"""
+
+    def operation(pick):
+        return pick(0, 2), pick(0, 2), pick(1, 6), pick(1, 3)
+
+    def acts(steps):
+        """What to do at each step, and to which slot: a slot that is free can only be filled."""
+        taken = set()
+        for kind, id, tokens, L in steps:
+            if kind == 0 or (kind == 1 and id in taken):
+                yield "update", L
+            elif id in taken:
+                taken.remove(id)
+                yield "remove", id
+            else:
+                taken.add(id)
+                yield "add", tokens, id
+
+    def run(steps):
+        slots = Slots(solution, 3, seed=10, step=4)
+        for name, *arguments in acts(steps):
+            getattr(slots, name)(*arguments)
+
+    def shown(steps):
+        told = {"update": "update with {}", "remove": "remove slot {}", "add": "add {} to slot {}"}
+        return "three slots: " + ", ".join(told[name].format(*rest) for name, *rest in acts(steps))
+
+    every_case(lambda pick: pick.several(operation, 1, 14), run, examples=60, shown=shown)
 
 
 @task(2)
@@ -293,7 +325,7 @@ def test_cache_refuses(solution):
     }
     for call, act in refused.items():
         check_refused(act, what=f"{call}, {slots}", fact="cache-refuses")
-        slots.check_offset("cache-refuses")
+        slots.check_offset(fact="cache-refuses")
     slots.update(fact="cache-refuses")
     slots.add(8, 0)
     slots.add(6, 2)
@@ -458,27 +490,3 @@ def test_cache_lets_go(solution):
     check.exact(cache.state, [], what="state when both requests are removed", fact="cache-room")
     what = f"whether less than a tenth of {held} bytes is held when both requests are removed: {left} are"
     check.exact(left < held // 10, True, what=what, fact="cache-room")
-
-
-@task(2)
-def test_cache_random(solution):
-    """requests come, go and grow in random order: the shortest order that fails"""
-
-    def operations(pick):
-        slots = pick(1, 3)
-        return slots, [(pick(0, 3), pick(0, slots - 1), pick(1, 6), pick(1, 3)) for _ in range(pick(1, 12))]
-
-    def run(case):
-        B, steps = case
-        slots = Slots(solution, B, seed=10, step=4)
-        for kind, id, tokens, L in steps:
-            taken = slots.offset[id] > 0
-            if kind == 0 or (kind == 1 and taken):
-                slots.update(L)
-            elif kind == 1:
-                slots.add(tokens, id)
-            elif taken:
-                slots.remove(id)
-        slots.update()
-
-    every_case(operations, run, examples=30)

@@ -22,7 +22,8 @@ from tinyllm.grader.testing import check, dtype_name, every_case, every_dtype, r
 F32 = mx.float32
 VOCABULARY = 128
 START, END, HALT = 1, 2, 3  # special tokens; END and HALT end a reply
-LETTERS = range(ord("a"), ord("z") + 1)  # what replies are made of; prompts have capitals
+LETTERS = range(ord("a"), ord("z") + 1)  # what replies are made of
+LETTER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # what prompts are made of
 MOST_CALLS = 500
 
 
@@ -231,7 +232,7 @@ def replay(prompts, max_seq_len, batch_size, prefill_step):
 
 
 def stray(model, prompts):
-    """The first call and row whose newest token sees what no request alone would show it, or ""."""
+    """(call, what it is about) where a row first sees what no request alone would show it, or (None, "")."""
     right = set()
     for prompt in prompts:
         whole = [*map(ord, prompt), *reply_to(prompt)]
@@ -241,16 +242,14 @@ def stray(model, prompts):
             for i, seen in enumerate(layers):
                 empty = len(seen) == 1 and seen[0][0] == 0  # nobody's row: a token alone, at position 0
                 if not empty and tuple(seen) not in right:
-                    return f"goes wrong at step {number}: row {b} sees in layer {i} {shown_pairs(seen)}"
-    return ""
+                    return number, f"; there row {b} sees in layer {i} {shown_pairs(seen)}"
+    return None, ""
 
 
 def shown_pairs(seen):
-    return (
-        "(position, token) "
-        + " ".join(f"{p}{chr(t) if t > HALT else '?'}" for p, t in seen[:9])
-        + " .." * (len(seen) > 9)
-    )
+    """The last of what is seen, token@position."""
+    tokens = " ".join(f"{chr(t) if t > HALT else 0}@{p}" for p, t in seen[-6:])
+    return (".. " * (len(seen) > 6) + tokens) or "nothing"
 
 
 def check_refused(call, *, what, fact):
@@ -347,6 +346,15 @@ def test_request_text(solution):
     what = 'text() of Request(model, tokenizer, "DXY"), then a special token, q and an EOS'
     check.exact(request.text(), first + "q", what=what, fact="req-text")
 
+    class EndsWithDollar(FakeTokenizer):
+        eos_token_ids = frozenset({END, ord("$")})  # an ordinary token that ends a reply
+
+    request = solution.Request(FakeModel(), EndsWithDollar(), "DXY")
+    request.try_prefill()
+    request.decode_done(ord("$"))
+    what = 'text() of Request(model, tokenizer, "DXY") after "$", which is an EOS but no special token'
+    check.exact(request.text(), first, what=what, fact="req-token")
+
 
 @task(3)
 def test_request_refuses(solution):
@@ -417,8 +425,8 @@ def check_batch(solution, prompts, max_seq_len=64, batch_size=3, prefill_step=3,
     got = solution.batch_generate(
         model, FakeTokenizer(), list(prompts), max_seq_len, batch_size, prefill_step
     )
-    found = stray(model, prompts)
-    check.exact(found, "", what=f"the first step that goes wrong, {what}", fact="batch-alone")
+    step, seen = stray(model, prompts)
+    check.exact(step, None, what=f"the model call that goes wrong in {what}{seen}", fact="batch-alone")
     answered = sorted(idx for idx, _ in got)
     check.exact(
         answered, list(range(len(prompts))), what=f"the idx that {what} returns, sorted", fact="batch-result"
@@ -436,10 +444,10 @@ def check_batch(solution, prompts, max_seq_len=64, batch_size=3, prefill_step=3,
 def told(prompts, max_seq_len, batch_size, prefill_step):
     lengths = listed([len(prompt) for prompt in prompts])
     replies = listed([len(text_of(prompt, max_seq_len)) for prompt in prompts])
-    requests = "request" if len(prompts) == 1 else "requests"
+    requests = "1 request, a prompt" if len(prompts) == 1 else f"{len(prompts)} requests, prompts"
     return (
-        f"batch_generate with {len(prompts)} {requests}, prompts of {lengths} tokens, replies of {replies} "
-        f"({max_seq_len=}, {batch_size=}, {prefill_step=})"
+        f"batch_generate with {requests} of {lengths} tokens, {'replies' if len(prompts) > 1 else 'a reply'} "
+        f"of {replies} ({max_seq_len=}, {batch_size=}, {prefill_step=})"
     )
 
 
@@ -484,6 +492,31 @@ def test_decode_step(solution, dtype):
 def test_batch_two(solution):
     """two prompts at a time, of different lengths"""
     check_batch(solution, ("FABCD", "FXY"), batch_size=2, prefill_step=8)
+
+
+@task(4)
+def test_batch_random(solution):
+    """random requests and batch sizes: the smallest batch that fails"""
+
+    def request(pick):
+        return pick(1, 6), pick(0, 6)
+
+    def schedule(pick):
+        lengths = pick.several(request, 1, 5)
+        return lengths, 7 + pick(0, 9), pick(1, 3), pick(1, 4)
+
+    def arguments(case):
+        lengths, *others = case
+        # Each prompt asks for its reply with its first letter, and has other letters than the rest.
+        rests = ["".join(LETTER[(7 * n + i) % 26] for i in range(L - 1)) for n, (L, _) in enumerate(lengths)]
+        return [LETTER[reply] + rest for (_, reply), rest in zip(lengths, rests, strict=True)], *others
+
+    every_case(
+        schedule,
+        lambda case: check_batch(solution, *arguments(case)),
+        examples=30,
+        shown=lambda case: told(*arguments(case)),
+    )
 
 
 @task(4)
@@ -564,23 +597,23 @@ def test_batch_max_seq_len(solution):
 def test_batch_refuses(solution):
     """a prompt that does not fit, or is empty, raises ValueError before the model is called"""
     cases = {
-        "the last prompt of max_seq_len tokens": (["DA", "CX", "ABCDEFGH"], 8, 2, 4),
-        "a prompt of more tokens": (["DA", "ABCDEFGHIJ", "CX"], 8, 2, 4),
-        "an empty prompt": (["DA", ""], 8, 2, 4),
-        "batch_size=0": (["DA"], 8, 0, 4),
-        "prefill_step=0": (["DA"], 8, 2, 0),
+        "the last prompt of max_seq_len tokens": ["DA", "CX", "ABCDEFGH"],
+        "a prompt of more tokens": ["DA", "ABCDEFGHIJ", "CX"],
+        "an empty prompt": ["DA", ""],
     }
-    for case, arguments in cases.items():
+    for case, prompts in cases.items():
         model = FakeModel()
-        check_refused(
-            lambda model=model, arguments=arguments: solution.batch_generate(
-                model, FakeTokenizer(), *arguments
-            ),
-            what=f"batch_generate with {case}",
-            fact="batch-sizes" if "=0" in case else "batch-length",
-        )
-        what = f"model calls of batch_generate with {case}"
-        check.exact(len(model.calls), 0, what=what, fact="batch-length")
+        what = f"batch_generate with max_seq_len=8 and {case}"
+        check_refused(served(solution, model, prompts, 2, 4), what=what, fact="batch-length")
+        check.exact(len(model.calls), 0, what=f"model calls of {what}", fact="batch-length")
+    for batch_size, prefill_step in ((0, 4), (2, 0)):
+        what = f"batch_generate with {batch_size=}, {prefill_step=}"
+        call = served(solution, FakeModel(), ["DA"], batch_size, prefill_step)
+        check_refused(call, what=what, fact="batch-sizes")
+
+
+def served(solution, model, prompts, batch_size, prefill_step):
+    return lambda: solution.batch_generate(model, FakeTokenizer(), prompts, 8, batch_size, prefill_step)
 
 
 @task(4)
@@ -602,22 +635,3 @@ def test_batch_lets_go(solution):
     gc.collect()
     left = sum(ref() is not None for ref in model.caches)
     check.exact(left, 0, what=f"prefilled caches that are left after {what}", fact="batch-held")
-
-
-@task(4)
-def test_batch_random(solution):
-    """random requests and batch sizes: the smallest batch that fails"""
-
-    def schedule(pick):
-        count = pick(1, 5)
-        prompts = []
-        for number in range(count):
-            length, reply = pick(1, 6), pick(0, 6)
-            rest = "".join(chr(ord("A") + (7 * number + i) % 26) for i in range(length - 1))
-            prompts.append(chr(ord("A") + reply) + rest)
-        return prompts, 7 + pick(0, 9), pick(1, 3), pick(1, 4)
-
-    def run(case):
-        check_batch(solution, *case)
-
-    every_case(schedule, run, examples=20, shown=lambda case: told(*case))

@@ -7,6 +7,7 @@ after it. How long a reply gets is told by the first byte of its prompt: "Dxyz" 
 
 import functools
 import gc
+import weakref
 import zlib
 from dataclasses import dataclass
 
@@ -25,8 +26,8 @@ MOST_CALLS = 2000
 
 
 class FakeTokenizer:
-    """Ids 0 to 255 are bytes; then come START and two kinds of EOS. encode puts START in front of a text, unless
-    told not to."""
+    """Ids 0 to 255 are bytes; then come START and two kinds of EOS. encode puts START in front, unless told
+    not to."""
 
     START, END = 256, 257
     eos_token_id = END
@@ -102,11 +103,19 @@ class FakeModel:
         self.row_of = row_of
         self.calls = []  # (ids, offset)
         self.made = 0  # lists of caches
-        self.alive = {}
+        self.caches = []  # weak references to all of them
 
     def create_kv_cache(self):
         self.made += 1
-        return [FakeCache() for _ in range(self.num_hidden_layers)]
+        made = [FakeCache() for _ in range(self.num_hidden_layers)]
+        self.caches += map(weakref.ref, made)
+        return made
+
+    def alive(self):
+        """How many of the caches that were made are still held by somebody."""
+        if any(ref() is not None for ref in self.caches):
+            gc.collect()
+        return sum(ref() is not None for ref in self.caches)
 
     def __call__(self, inputs, offset, cache):
         if not (isinstance(inputs, mx.array) and mx.issubdtype(inputs.dtype, mx.integer)):
@@ -128,7 +137,11 @@ class FakeModel:
             key = mx.stack([position, position * 0 + number], axis=-1)[:, None]  # (B, 1, L, 2)
             value = mx.stack([inputs.astype(F32), position * 0 + number], axis=-1)[:, None]
             key, value, _, mask = layer.update_and_fetch(key, value, mask_length=L, mask="causal")
-            layers.append((np.array(key), np.array(value), visible(mask, B, L, key.shape[2])))
+            layers.append((key, value, mask))
+        mx.eval(layers)
+        layers = [
+            (np.array(key), np.array(value), visible(mask, B, L, key.shape[2])) for key, value, mask in layers
+        ]
         return self.logits(inputs, layers)
 
     def logits(self, inputs, layers):
@@ -340,6 +353,7 @@ def test_release(solution):
     slots.release(3)
     slots.run()
     kept = (runner.prefilling, runner.history, [layer.state for layer in runner.batch])
+    check.exact(slots.model.alive(), 0, what="caches of prompts after all slots were released")
     what = "prefilling, history and the batch's state after all slots were released"
     check.exact(kept, ({}, {}, [[], []]), what=what, fact="run-released")
 
@@ -429,7 +443,7 @@ def test_random_plans(solution):
     """random plans: the smallest that gives wrong tokens"""
 
     def make(pick):
-        return pick(1, 3), [[pick(0, 5) for _ in range(3)] for _ in range(pick(1, 7))]
+        return pick(1, 3), pick.several(lambda pick: [pick(0, 5) for _ in range(3)], 1, 7)
 
     def run(case):
         count, steps = case
@@ -449,14 +463,11 @@ def test_random_plans(solution):
                 left = len(slots.prompts[there[0]]) - slots.ran[there[0]]
                 if left:
                     chunks.append((there[0], min(left, 1 + act % 3)))
-                elif act % 2:
-                    # A slot that holds a reply runs in every batch: it decodes, or it is released.
-                    decodes.append(there[0])
                 else:
-                    decodes.append(there[0])
+                    decodes.append(there[0])  # what has a row in the batch runs in every step
             slots.run(chunks, decodes)
 
-    every_case(make, run, examples=10, shown=str)
+    every_case(make, run, examples=6, shown=str)
 
 
 # ---- task 5: the engine ----
@@ -475,12 +486,12 @@ def all_events(engine, most=400):
 
 def check_nothing_kept(engine, what):
     """An engine without work holds nothing of any request."""
-    gc.collect()
     kept = {
         "replies": len(engine.replies),
         "generations": len(engine.scheduler.generations),
         "prefilling": len(engine.runner.prefilling),
         "history": len(engine.runner.history),
+        "caches of prompts": engine.runner.model.alive(),
         "arrays": sum(len(layer.state) for layer in engine.runner.batch),
         "waiting": engine.waiting_count,
         "active": engine.active_count,
@@ -535,9 +546,7 @@ def test_submit_text(solution):
 
 
 @task(5)
-@pytest.mark.parametrize(
-    "sizes", [(1, 8, 8), (2, 4, 1), (3, 5, 2), (4, 9, 3), (8, 64, 32)], ids=lambda sizes: str(sizes)
-)
+@pytest.mark.parametrize("sizes", [(1, 8, 8), (2, 4, 1), (4, 9, 3)], ids=lambda sizes: str(sizes))
 def test_sizes_do_not_matter(solution, sizes):
     """the same requests with other slots, budgets and chunks: the same tokens, sampled ones too"""
     slots, budget, step = sizes
@@ -759,14 +768,11 @@ def test_random_requests(solution):
     """random arrivals, lengths, priorities, seeds and cancels: the smallest that goes wrong"""
 
     def make(pick):
+        def request(pick):
+            return pick(0, 3), pick(1, 5), pick(0, 4), pick(0, 2), pick(0, 2), pick(0, 2) * pick(0, 3)
+
         slots = pick(1, 3)
-        sizes = (slots, slots + pick(0, 4), pick(1, 4))
-        requests, arrival = [], 0
-        for _ in range(pick(1, 3)):
-            arrival += pick(0, 2)
-            cancel = pick(0, 2) * pick(0, 3)
-            requests.append((arrival, pick(1, 5), pick(0, 4), pick(0, 2), pick(0, 2), cancel))
-        return Case(sizes, requests)
+        return Case((slots, slots + pick(0, 4), pick(1, 4)), sorted(pick.several(request, 1, 4)))
 
     def run(case):
         slots, budget, step = case.sizes
@@ -794,4 +800,4 @@ def test_random_requests(solution):
                 check_reply(solution, events[id], prompt, settings, what, max_seq_len=11)
         check_nothing_kept(engine, str(case))
 
-    every_case(make, run, examples=12, shown=str)
+    every_case(make, run, examples=8, shown=str)

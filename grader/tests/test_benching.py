@@ -140,6 +140,33 @@ def test_a_fault_of_the_course_is_not_the_learners(course: Toy) -> None:
     assert "bench.py" in done.stdout
 
 
+SCHEDULES = """
+from types import SimpleNamespace as Of
+
+
+def measure(bench):
+    plans = [Of(step=n, prefill=(), decode=(Of(id=n, slot=0),)) for n in range(3)]
+    bench.schedules("three steps", {"yours": plans[:2], "reference": plans}, 1)
+"""
+
+
+def test_schedules_are_told_and_drawn(course: Toy) -> None:
+    course.write(DOUBLE, SCHEDULES)
+    picture = course.root / "schedule.svg"
+    done = course.grade("bench", "day1.1", "--plot", str(picture))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The schedules part in step 2." in done.stdout
+    assert "slot 0  D1  D2" in done.stdout
+    assert "first difference: step 2" in "".join(ElementTree.parse(picture).getroot().itertext())
+
+
+def test_a_measurement_without_a_picture(course: Toy) -> None:
+    picture = course.root / "none.svg"
+    done = course.grade("bench", "day1.1", "--rounds", "1", "--plot", str(picture))
+    assert "This measurement has no picture" in words(done.stdout)
+    assert not picture.exists()
+
+
 def test_a_day_without_a_measurement(course: Toy) -> None:
     done = course.grade("bench", "day1.2")
     assert done.returncode == 2

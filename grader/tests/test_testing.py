@@ -25,6 +25,7 @@ from tinyllm.grader.testing import (
     CourseFault,
     ShippedTokenizer,
     as_float64,
+    every_case,
     mlx_lm_module,
     not_run_here,
     require,
@@ -367,3 +368,61 @@ def test_the_tolerance_is_the_one_that_close_uses() -> None:
     options = {"dtype": mx.bfloat16, "terms": 9, "roundings": 5, "magnitude": 2.0, "what": WHAT}
     check.close(mx.array([1.0], mx.bfloat16), np.array([1.0 - allowed / 2]), **options)
     assert check.ratios == [pytest.approx(0.5)]
+
+
+def numbers(pick) -> list[int]:
+    return pick.several(lambda pick: pick(0, 30), 0, 8)
+
+
+def test_every_case_runs_the_same_cases_each_time_and_lets_right_code_pass() -> None:
+    runs = []
+    for _ in range(2):
+        seen: list[list[int]] = []
+        every_case(numbers, seen.append, examples=25)
+        runs.append(seen)
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 25
+    assert len({tuple(case) for case in runs[0]}) > 15
+    assert all(0 <= n <= 30 for case in runs[0] for n in case)
+
+
+def test_every_case_raises_the_failure_of_the_smallest_case() -> None:
+    def run(case: list[int]) -> None:
+        Check().exact(sum(n > 7 for n in case) < 2, True, what=f"f({case})")
+
+    failure = refusal(lambda: every_case(numbers, run, examples=25))
+    assert failure.checked == "f([8, 8])"
+
+
+def test_every_case_notes_which_case_an_error_came_from(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def run(case: list[int]) -> None:
+        [0, 1, 2][len(case)]
+
+    with pytest.raises(IndexError) as caught:
+        every_case(numbers, run, examples=25, shown=lambda case: f"with {len(case)} numbers: {case}")
+    assert caught.value.__notes__ == ["with 3 numbers: [0, 0, 0]"]
+    assert not list(tmp_path.iterdir())  # Hypothesis keeps nothing in a learner's clone
+
+
+def test_every_case_tells_what_fails_only_once() -> None:
+    runs = []
+
+    def run(case: list[int]) -> None:
+        runs.append(case)
+        Check().exact(len(runs), 0, what="f(x)") if len(runs) == 3 else None
+
+    assert refusal(lambda: every_case(numbers, run, examples=25)).got == "3 (int)"
+
+
+def test_every_case_does_not_look_for_a_smaller_case_of_code_that_is_not_written() -> None:
+    runs = []
+
+    def run(case: list[int]) -> None:
+        runs.append(case)
+        raise NotImplementedError("day 9.9, task 1: f")
+
+    with pytest.raises(NotImplementedError, match="task 1"):
+        every_case(numbers, run, examples=25)
+    assert len(runs) == 1
