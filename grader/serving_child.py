@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -43,6 +44,7 @@ def main(job: Mapping[str, Any]) -> None:
         signal.signal(number, lambda *_: os._exit(0))
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
     os.environ["HF_HUB_OFFLINE"] = "1"
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that hangs up
     blas.prepare()
 
     from .voice import Told  # MLX comes with it, so not before
