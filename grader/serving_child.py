@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -82,7 +83,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         told = f"Nothing can be served on {host}, port {port}: {reason}."
-        raise Told("usage", f"{told} Another one: --port {port + 1}; any that is free: --port 0.") from None
+        another = " Any port that is free: --port 0." if error.errno == errno.EADDRINUSE else ""
+        raise Told("usage", told + another) from None
 
 
 def _hosted(
