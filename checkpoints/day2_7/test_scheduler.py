@@ -315,9 +315,12 @@ def test_commit_chunks(solution):
     scheduler = solution.Scheduler(2, 64, 6, 4, {EOS})
     long, short = scheduler.submit(prompt_of(0, 9)), scheduler.submit(prompt_of(1, 2))
     seen = []
-    for token in ({1: 41}, {1: 42}, {0: 31, 1: 43}):
-        scheduler.commit(scheduler.plan(), token)
+    for token in ({1: 41}, {1: 42}, {1: 43, 0: 31}):
+        grown = scheduler.commit(scheduler.plan(), token)
         scheduler.check()
+        ids = [generation.id for generation in grown]
+        what = f"ids of the requests that commit(plan, {token}) returns"
+        check.exact(ids, list(token), what=what, fact="commit-result")
         seen.append([(g.status.value, g.slot, g.prefilled, list(g.tokens)) for g in (long, short)])
     want = [
         [("prefill", 0, 4, []), ("decode", 1, 2, [41])],
@@ -401,17 +404,19 @@ def test_cancel(solution):
             plan = scheduler.plan()
             scheduler.commit(plan, results_of(plan, [9, 9], done))
         require(generation.status.value == stand, "the request stands elsewhere")
-        scheduler.cancel(0)
+        got = scheduler.cancel(0)
         what = f"after cancel of a request that was in {stand}"
+        check.exact(got, True, what=f"the result of cancel of a request in {stand}", fact="finish-twice")
         got = (generation.status.value, generation.slot, generation.finish_reason)
         check.exact(got, ("finished", None, "cancelled"), what=f"status, slot, finish_reason {what}")
         check.exact(scheduler.to_release, slots, what=f"to_release {what}", fact="finish")
         check.exact(list(scheduler.generations), [1], what=f"ids in generations {what}", fact="finish")
         check.exact(other.finish_reason, None, what=f"finish_reason of the other {what}", fact="finish")
         scheduler.check()
-        scheduler.finish(0, "stop")
-        scheduler.cancel(17)
-        what = 'after finish(0, "stop") of a request that was cancelled before'
+        what = 'finish(0, "stop") of a request that was cancelled before'
+        check.exact(scheduler.finish(0, "stop"), False, what=f"result of {what}", fact="finish-twice")
+        check.exact(scheduler.cancel(17), False, what="result of cancel(17), which never was")
+        what = f"after {what}"
         check.exact(generation.finish_reason, "cancelled", what=f"finish_reason {what}", fact="finish-twice")
         check.exact(scheduler.to_release, slots, what=f"to_release {what}", fact="finish")
 
@@ -429,7 +434,8 @@ def test_cancel_meanwhile(solution):
         before = list(generation.tokens)
         plan = scheduler.plan()
         scheduler.cancel(0)
-        scheduler.commit(plan, results_of(plan, [9], done))
+        grown = scheduler.commit(plan, results_of(plan, [9], done))
+        check.exact(grown, [], what="result of commit, its only request cancelled", fact="commit-result")
         what = f"after cancel of a request in {stand}, between plan and commit"
         got = (generation.status.value, generation.slot, generation.tokens)
         check.exact(got, ("finished", None, before), what=f"status, slot, tokens {what}", fact="meanwhile")
