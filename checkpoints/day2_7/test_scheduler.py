@@ -310,13 +310,35 @@ def play(scheduler, replies, most=60):
 
 
 @task(2)
+def test_long_prompt_holds_up_nobody(solution):
+    """while a long prompt runs, every reply gets a token in each step, and no step is over the budget"""
+    scheduler = solution.Scheduler(3, 64, 6, 4, {EOS})
+    for id, length in enumerate((2, 2, 17)):
+        scheduler.submit(prompt_of(id, length))
+    plans = play(scheduler, [6, 4, 2])
+    what = "schedule of prompts of 2, 2 and 17 tokens, replies of 6, 4 and 2, 3 slots, budget 6, chunks of 4"
+    want = (
+        "step    0     1     2     3     4     5   6   7\n"
+        "slot 0  P0:2  D0    D0    D0    D0    D0  D0  .\n"
+        "slot 1  P1:2  D1    D1    D1    D1    .   .   .\n"
+        "slot 2  P2:2  P2:4  P2:4  P2:4  P2:3  D2  D2  ."
+    )
+    check.exact(schedule_text(plans, 3), want, what=what, fact="plan-decode")
+    most = max(plan.tokens for plan in plans)
+    check.exact(most <= 6, True, what=f"whether no step runs more than 6 tokens: {most}, {what}")
+
+
+@task(2)
 def test_commit_chunks(solution):
     """chunks have run: slots, tokens of the prompt, status; with the last one the first token"""
     scheduler = solution.Scheduler(2, 64, 6, 4, {EOS})
     long, short = scheduler.submit(prompt_of(0, 9)), scheduler.submit(prompt_of(1, 2))
     seen = []
     for token in ({1: 41}, {1: 42}, {1: 43, 0: 31}):
-        grown = scheduler.commit(scheduler.plan(), token)
+        plan = scheduler.plan()
+        what = f"ids that get a token in step {plan.step}, prompts of 9 and 2 tokens, budget 6, chunks of 4"
+        check.exact(sorted(plan.ids_sampled), sorted(token), what=what, fact="plan-decode")
+        grown = scheduler.commit(plan, token)
         scheduler.check()
         ids = [generation.id for generation in grown]
         what = f"ids of the requests that commit(plan, {token}) returns"
@@ -458,25 +480,6 @@ def test_commit_refuses(solution):
     after = told(scheduler.plan())
     check.raises(ValueError, lambda: scheduler.commit(plan, {0: 31}), what="commit of one plan twice")
     check.exact(told(scheduler.plan()), after, what="plan() after commit of one plan twice")
-
-
-@task(2)
-def test_long_prompt_holds_up_nobody(solution):
-    """while a long prompt runs, every reply gets a token in each step, and no step is over the budget"""
-    scheduler = solution.Scheduler(3, 64, 6, 4, {EOS})
-    for id, length in enumerate((2, 2, 17)):
-        scheduler.submit(prompt_of(id, length))
-    plans = play(scheduler, [6, 4, 2])
-    what = "schedule of prompts of 2, 2 and 17 tokens, replies of 6, 4 and 2, 3 slots, budget 6, chunks of 4"
-    want = (
-        "step    0     1     2     3     4     5   6   7\n"
-        "slot 0  P0:2  D0    D0    D0    D0    D0  D0  .\n"
-        "slot 1  P1:2  D1    D1    D1    D1    .   .   .\n"
-        "slot 2  P2:2  P2:4  P2:4  P2:4  P2:3  D2  D2  ."
-    )
-    check.exact(schedule_text(plans, 3), want, what=what, fact="plan-decode")
-    most = max(plan.tokens for plan in plans)
-    check.exact(most <= 6, True, what=f"whether no step runs more than 6 tokens: {most}, {what}")
 
 
 # ---- random schedules ----
