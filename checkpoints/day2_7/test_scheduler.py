@@ -532,7 +532,7 @@ def goes_before(one, other, ageing):
 
 
 class Played:
-    """A random case, played through, and the first thing that went wrong in it."""
+    """A random case, played through, and the first thing that went wrong in it; `rule` is the fact broken."""
 
     def __init__(self, solution, case):
         self.solution, self.case = solution, case
@@ -543,6 +543,11 @@ class Played:
         self.ahead = {}  # of each request: tokens of those that may go before it
         self.waited = {}  # steps without a slot
         self.freed = set()
+        self.rule = "no-starvation"
+
+    def breaks(self, rule, told):
+        self.rule = rule
+        return told
 
     def first_wrong(self):
         case, scheduler = self.case, self.scheduler
@@ -594,30 +599,35 @@ class Played:
     def wrong_in(self, plan):
         case, live = self.case, self.scheduler.generations
         if plan.tokens > case.budget:
-            return f"{plan.tokens} tokens run, over the budget"
+            return self.breaks("plan-prefill", f"{plan.tokens} tokens run, over the budget")
         if set(plan.released) != self.freed:
-            return f"slots {sorted(plan.released)} are released; free since are {sorted(self.freed)}"
+            told = f"slots {sorted(plan.released)} are released; free since are {sorted(self.freed)}"
+            return self.breaks("finish", told)
         self.freed = set()
         decoding = {g.id for g in live.values() if g.tokens}
         if {d.id for d in plan.decode} != decoding:
-            return f"requests {sorted(decoding)} decode, and the plan has {[d.id for d in plan.decode]}"
+            told = f"requests {sorted(decoding)} decode, and the plan has {[d.id for d in plan.decode]}"
+            return self.breaks("plan-decode", told)
         slots = [d.slot for d in plan.decode] + [c.slot for c in plan.prefill]
         if len(set(slots)) < len(slots):
-            return f"a slot is used twice: {slots}"
+            return self.breaks("plan-slots", f"a slot is used twice: {slots}")
         for part in (*plan.decode, *plan.prefill):
             if self.slot.setdefault(part.id, part.slot) != part.slot:
-                return f"request {part.id} moved from slot {self.slot[part.id]} to {part.slot}"
+                told = f"request {part.id} moved from slot {self.slot[part.id]} to {part.slot}"
+                return self.breaks("plan-slots", told)
         for chunk in plan.prefill:
             whole, ran = live[chunk.id].prompt, self.ran.setdefault(chunk.id, 0)
             end = ran + len(chunk.tokens)
             if (chunk.start, tuple(chunk.tokens)) != (ran, whole[ran:end]) or not 0 < end - ran <= case.step:
-                return f"request {chunk.id} runs {chunk.tokens} at {chunk.start} behind {ran} tokens"
+                told = f"request {chunk.id} runs {chunk.tokens} at {chunk.start} behind {ran} tokens"
+                return self.breaks("commit-chunks", told)
             self.ran[chunk.id] = end
         for d in plan.decode:
             number = self.done[d.id] - 1
             right = made_up(d.id, number, 99), len(live[d.id].prompt) + number
             if (d.token, d.offset) != right:
-                return f"request {d.id} decodes {d.token} at {d.offset}, not {right[0]} at {right[1]}"
+                told = f"request {d.id} decodes {d.token} at {d.offset}, not {right[0]} at {right[1]}"
+                return self.breaks("commit-tokens", told)
         for id in live:
             if id not in self.slot:
                 self.waited[id] += 1
@@ -628,7 +638,8 @@ class Played:
     def at_the_end(self):
         scheduler = self.scheduler
         if scheduler.generations or scheduler.to_release:
-            return f"at the end {sorted(scheduler.generations)} are left, {scheduler.to_release} to release"
+            told = f"at the end {sorted(scheduler.generations)} are left, {scheduler.to_release} to release"
+            return self.breaks("finish", told)
         for g, (_, length, reply, most, _, cancel) in zip(self.generations, self.case.requests, strict=True):
             room = min(most, self.case.max_seq_len - length)
             want = [made_up(g.id, n, reply) for n in range(min(reply, room))]
@@ -636,7 +647,8 @@ class Played:
             if cancel and g.finish_reason == "cancelled":
                 continue
             if (g.tokens, g.finish_reason) != (want, reason):
-                return f"request {g.id} ends with {g.tokens}, {g.finish_reason}; not {want}, {reason}"
+                told = f"request {g.id} ends with {g.tokens}, {g.finish_reason}; not {want}, {reason}"
+                return self.breaks("commit-tokens", told)
         return ""
 
 
@@ -652,8 +664,10 @@ def test_random_schedules(solution, cancels):
         return case
 
     def run(case):
-        wrong = Played(solution, case).first_wrong()
-        check.exact(wrong, "", what=f"the first step that breaks a rule, {case}", fact="no-starvation")
+        played = Played(solution, case)
+        wrong = played.first_wrong()
+        what = f"the first step that breaks a rule, {case}"
+        check.exact(wrong, "", what=what, fact=played.rule, why=f"{wrong}." if wrong else "")
 
     every_case(make, run, examples=30, shown=str)
 
