@@ -662,8 +662,8 @@ def test_cancel_request(solution):
         first = engine.submit(prompt_of(9, 9), solution.Settings())
         second = engine.submit(prompt_of(6, 3, "C"), solution.Settings())
         seen = [event for _ in range(steps) for event in engine.step()]
-        engine.cancel(first)
         what = f"cancel of a request that was {stand}"
+        check.exact(engine.cancel(first), True, what=f"result of {what}", fact="cancel-twice")
         check.exact(engine.active_count + engine.waiting_count, 1, what=f"requests left after {what}")
         events = all_events(engine)
         last = [(e.text, e.tokens, e.finish_reason, e.prompt_tokens) for e in events[first]]
@@ -671,11 +671,10 @@ def test_cancel_request(solution):
         others = [e for e in seen if e.id == second] + events[second]
         check_reply(solution, others, prompt_of(6, 3, "C"), solution.Settings(), f"the other one, {what}")
         check_nothing_kept(engine, what)
-        engine.cancel(first)
-        engine.cancel(second)
-        engine.cancel(99)
-        what = f"has_work after a second {what}, and of requests that have ended or never were"
-        check.exact(engine.has_work, False, what=what, fact="engine-cancel")
+        got = [engine.cancel(id) for id in (first, second, 99)]
+        what = f"a second {what}, and of requests that have ended or never were"
+        check.exact(got, [False] * 3, what=f"results of {what}", fact="cancel-twice")
+        check.exact(engine.has_work, False, what=f"has_work after {what}", fact="cancel-twice")
 
 
 @task(5)

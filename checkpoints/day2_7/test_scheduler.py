@@ -310,14 +310,39 @@ def play(scheduler, replies, most=60):
 
 
 @task(2)
+def test_long_prompt_holds_up_nobody(solution):
+    """while a long prompt runs, every reply gets a token in each step, and no step is over the budget"""
+    scheduler = solution.Scheduler(3, 64, 6, 4, {EOS})
+    for id, length in enumerate((2, 2, 17)):
+        scheduler.submit(prompt_of(id, length))
+    plans = play(scheduler, [6, 4, 2])
+    what = "schedule of prompts of 2, 2 and 17 tokens, replies of 6, 4 and 2, 3 slots, budget 6, chunks of 4"
+    want = (
+        "step    0     1     2     3     4     5   6   7\n"
+        "slot 0  P0:2  D0    D0    D0    D0    D0  D0  .\n"
+        "slot 1  P1:2  D1    D1    D1    D1    .   .   .\n"
+        "slot 2  P2:2  P2:4  P2:4  P2:4  P2:3  D2  D2  ."
+    )
+    check.exact(schedule_text(plans, 3), want, what=what, fact="plan-decode")
+    most = max(plan.tokens for plan in plans)
+    check.exact(most <= 6, True, what=f"whether no step runs more than 6 tokens: {most}, {what}")
+
+
+@task(2)
 def test_commit_chunks(solution):
     """chunks have run: slots, tokens of the prompt, status; with the last one the first token"""
     scheduler = solution.Scheduler(2, 64, 6, 4, {EOS})
     long, short = scheduler.submit(prompt_of(0, 9)), scheduler.submit(prompt_of(1, 2))
     seen = []
-    for token in ({1: 41}, {1: 42}, {0: 31, 1: 43}):
-        scheduler.commit(scheduler.plan(), token)
+    for token in ({1: 41}, {1: 42}, {1: 43, 0: 31}):
+        plan = scheduler.plan()
+        what = f"ids that get a token in step {plan.step}, prompts of 9 and 2 tokens, budget 6, chunks of 4"
+        check.exact(sorted(plan.ids_sampled), sorted(token), what=what, fact="plan-decode")
+        grown = scheduler.commit(plan, token)
         scheduler.check()
+        ids = [generation.id for generation in grown]
+        what = f"ids of the requests that commit(plan, {token}) returns"
+        check.exact(ids, list(token), what=what, fact="commit-result")
         seen.append([(g.status.value, g.slot, g.prefilled, list(g.tokens)) for g in (long, short)])
     want = [
         [("prefill", 0, 4, []), ("decode", 1, 2, [41])],
@@ -401,17 +426,19 @@ def test_cancel(solution):
             plan = scheduler.plan()
             scheduler.commit(plan, results_of(plan, [9, 9], done))
         require(generation.status.value == stand, "the request stands elsewhere")
-        scheduler.cancel(0)
+        got = scheduler.cancel(0)
         what = f"after cancel of a request that was in {stand}"
+        check.exact(got, True, what=f"the result of cancel of a request in {stand}", fact="finish-twice")
         got = (generation.status.value, generation.slot, generation.finish_reason)
         check.exact(got, ("finished", None, "cancelled"), what=f"status, slot, finish_reason {what}")
         check.exact(scheduler.to_release, slots, what=f"to_release {what}", fact="finish")
         check.exact(list(scheduler.generations), [1], what=f"ids in generations {what}", fact="finish")
         check.exact(other.finish_reason, None, what=f"finish_reason of the other {what}", fact="finish")
         scheduler.check()
-        scheduler.finish(0, "stop")
-        scheduler.cancel(17)
-        what = 'after finish(0, "stop") of a request that was cancelled before'
+        what = 'finish(0, "stop") of a request that was cancelled before'
+        check.exact(scheduler.finish(0, "stop"), False, what=f"result of {what}", fact="finish-twice")
+        check.exact(scheduler.cancel(17), False, what="result of cancel(17), which never was")
+        what = f"after {what}"
         check.exact(generation.finish_reason, "cancelled", what=f"finish_reason {what}", fact="finish-twice")
         check.exact(scheduler.to_release, slots, what=f"to_release {what}", fact="finish")
 
@@ -429,7 +456,8 @@ def test_cancel_meanwhile(solution):
         before = list(generation.tokens)
         plan = scheduler.plan()
         scheduler.cancel(0)
-        scheduler.commit(plan, results_of(plan, [9], done))
+        grown = scheduler.commit(plan, results_of(plan, [9], done))
+        check.exact(grown, [], what="result of commit, its only request cancelled", fact="commit-result")
         what = f"after cancel of a request in {stand}, between plan and commit"
         got = (generation.status.value, generation.slot, generation.tokens)
         check.exact(got, ("finished", None, before), what=f"status, slot, tokens {what}", fact="meanwhile")
@@ -452,25 +480,6 @@ def test_commit_refuses(solution):
     after = told(scheduler.plan())
     check.raises(ValueError, lambda: scheduler.commit(plan, {0: 31}), what="commit of one plan twice")
     check.exact(told(scheduler.plan()), after, what="plan() after commit of one plan twice")
-
-
-@task(2)
-def test_long_prompt_holds_up_nobody(solution):
-    """while a long prompt runs, every reply gets a token in each step, and no step is over the budget"""
-    scheduler = solution.Scheduler(3, 64, 6, 4, {EOS})
-    for id, length in enumerate((2, 2, 17)):
-        scheduler.submit(prompt_of(id, length))
-    plans = play(scheduler, [6, 4, 2])
-    what = "schedule of prompts of 2, 2 and 17 tokens, replies of 6, 4 and 2, 3 slots, budget 6, chunks of 4"
-    want = (
-        "step    0     1     2     3     4     5   6   7\n"
-        "slot 0  P0:2  D0    D0    D0    D0    D0  D0  .\n"
-        "slot 1  P1:2  D1    D1    D1    D1    .   .   .\n"
-        "slot 2  P2:2  P2:4  P2:4  P2:4  P2:3  D2  D2  ."
-    )
-    check.exact(schedule_text(plans, 3), want, what=what, fact="plan-decode")
-    most = max(plan.tokens for plan in plans)
-    check.exact(most <= 6, True, what=f"whether no step runs more than 6 tokens: {most}, {what}")
 
 
 # ---- random schedules ----
@@ -523,7 +532,7 @@ def goes_before(one, other, ageing):
 
 
 class Played:
-    """A random case, played through, and the first thing that went wrong in it."""
+    """A random case, played through, and the first thing that went wrong in it; `rule` is the fact broken."""
 
     def __init__(self, solution, case):
         self.solution, self.case = solution, case
@@ -534,6 +543,11 @@ class Played:
         self.ahead = {}  # of each request: tokens of those that may go before it
         self.waited = {}  # steps without a slot
         self.freed = set()
+        self.rule = "no-starvation"
+
+    def breaks(self, rule, told):
+        self.rule = rule
+        return told
 
     def first_wrong(self):
         case, scheduler = self.case, self.scheduler
@@ -585,30 +599,35 @@ class Played:
     def wrong_in(self, plan):
         case, live = self.case, self.scheduler.generations
         if plan.tokens > case.budget:
-            return f"{plan.tokens} tokens run, over the budget"
+            return self.breaks("plan-prefill", f"{plan.tokens} tokens run, over the budget")
         if set(plan.released) != self.freed:
-            return f"slots {sorted(plan.released)} are released; free since are {sorted(self.freed)}"
+            told = f"slots {sorted(plan.released)} are released; free since are {sorted(self.freed)}"
+            return self.breaks("finish", told)
         self.freed = set()
         decoding = {g.id for g in live.values() if g.tokens}
         if {d.id for d in plan.decode} != decoding:
-            return f"requests {sorted(decoding)} decode, and the plan has {[d.id for d in plan.decode]}"
+            told = f"requests {sorted(decoding)} decode, and the plan has {[d.id for d in plan.decode]}"
+            return self.breaks("plan-decode", told)
         slots = [d.slot for d in plan.decode] + [c.slot for c in plan.prefill]
         if len(set(slots)) < len(slots):
-            return f"a slot is used twice: {slots}"
+            return self.breaks("plan-slots", f"a slot is used twice: {slots}")
         for part in (*plan.decode, *plan.prefill):
             if self.slot.setdefault(part.id, part.slot) != part.slot:
-                return f"request {part.id} moved from slot {self.slot[part.id]} to {part.slot}"
+                told = f"request {part.id} moved from slot {self.slot[part.id]} to {part.slot}"
+                return self.breaks("plan-slots", told)
         for chunk in plan.prefill:
             whole, ran = live[chunk.id].prompt, self.ran.setdefault(chunk.id, 0)
             end = ran + len(chunk.tokens)
             if (chunk.start, tuple(chunk.tokens)) != (ran, whole[ran:end]) or not 0 < end - ran <= case.step:
-                return f"request {chunk.id} runs {chunk.tokens} at {chunk.start} behind {ran} tokens"
+                told = f"request {chunk.id} runs {chunk.tokens} at {chunk.start} behind {ran} tokens"
+                return self.breaks("commit-chunks", told)
             self.ran[chunk.id] = end
         for d in plan.decode:
             number = self.done[d.id] - 1
             right = made_up(d.id, number, 99), len(live[d.id].prompt) + number
             if (d.token, d.offset) != right:
-                return f"request {d.id} decodes {d.token} at {d.offset}, not {right[0]} at {right[1]}"
+                told = f"request {d.id} decodes {d.token} at {d.offset}, not {right[0]} at {right[1]}"
+                return self.breaks("commit-tokens", told)
         for id in live:
             if id not in self.slot:
                 self.waited[id] += 1
@@ -619,7 +638,8 @@ class Played:
     def at_the_end(self):
         scheduler = self.scheduler
         if scheduler.generations or scheduler.to_release:
-            return f"at the end {sorted(scheduler.generations)} are left, {scheduler.to_release} to release"
+            told = f"at the end {sorted(scheduler.generations)} are left, {scheduler.to_release} to release"
+            return self.breaks("finish", told)
         for g, (_, length, reply, most, _, cancel) in zip(self.generations, self.case.requests, strict=True):
             room = min(most, self.case.max_seq_len - length)
             want = [made_up(g.id, n, reply) for n in range(min(reply, room))]
@@ -627,7 +647,8 @@ class Played:
             if cancel and g.finish_reason == "cancelled":
                 continue
             if (g.tokens, g.finish_reason) != (want, reason):
-                return f"request {g.id} ends with {g.tokens}, {g.finish_reason}; not {want}, {reason}"
+                told = f"request {g.id} ends with {g.tokens}, {g.finish_reason}; not {want}, {reason}"
+                return self.breaks("commit-tokens", told)
         return ""
 
 
@@ -643,8 +664,10 @@ def test_random_schedules(solution, cancels):
         return case
 
     def run(case):
-        wrong = Played(solution, case).first_wrong()
-        check.exact(wrong, "", what=f"the first step that breaks a rule, {case}", fact="no-starvation")
+        played = Played(solution, case)
+        wrong = played.first_wrong()
+        what = f"the first step that breaks a rule, {case}"
+        check.exact(wrong, "", what=what, fact=played.rule, why=f"{wrong}." if wrong else "")
 
     every_case(make, run, examples=30, shown=str)
 

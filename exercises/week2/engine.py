@@ -96,10 +96,11 @@ class Engine:
         """
         raise NotImplementedError("day 2.7, task 5: Engine.submit")
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int) -> bool:
         """End a request now. Its last event, with "cancelled" and no text, comes with the next step.
 
-        A request whose last event has been given, or that never was, is left alone.
+        The result is True. An id whose last event has been given, or that never was, changes nothing and
+        gives False.
         """
         raise NotImplementedError("day 2.7, task 5: Engine.cancel")
 

@@ -234,7 +234,7 @@ class Scheduler:
         """
         raise NotImplementedError("day 2.7, task 1: Scheduler.plan")
 
-    def commit(self, plan: Plan, results: Mapping[int, int]) -> None:
+    def commit(self, plan: Plan, results: Mapping[int, int]) -> list[Generation]:
         """Take what came of a plan, and go on to the next step.
 
         Chunks have run: their requests have their slots, and are in PREFILL, or in DECODE after the last one.
@@ -249,24 +249,27 @@ class Scheduler:
         A request that has ended since the plan was made stays as it is; the slot that the plan gave it is
         released by the next one.
 
+        The result lists the requests that got a token, in the order of results; those that had ended before
+        are not in it.
+
         A plan of another step, or other ids than these in results, raises ValueError, and nothing changes.
         """
         raise NotImplementedError("day 2.7, task 2: Scheduler.commit")
 
-    def finish(self, id: int, reason: str) -> None:
+    def finish(self, id: int, reason: str) -> bool:
         """End a request, wherever it stands.
 
         It is FINISHED, with this finish_reason and without a slot; its slot is free at once and in
         to_release, so that the next plan names it.
 
-        An id that is not in generations changes nothing: the request has ended before, with the reason that
-        it had.
+        The result is True. An id that is not in generations changes nothing and gives False: the request has
+        ended before, with the reason that it had.
         """
         raise NotImplementedError("day 2.7, task 2: Scheduler.finish")
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int) -> bool:
         """finish with "cancelled"."""
-        self.finish(id, "cancelled")
+        return self.finish(id, "cancelled")
 
     def check(self) -> None:
         """Assert what must hold between any two calls. For tests; it is no task."""

@@ -103,15 +103,18 @@ class Engine:
         )
         return generation.id
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int) -> bool:
         """End a request now. Its last event, with "cancelled" and no text, comes with the next step.
 
-        A request whose last event has been given, or that never was, is left alone.
+        The result is True. An id whose last event has been given, or that never was, changes nothing and
+        gives False.
         """
         reply = self.replies.pop(id, None)
-        if reply is not None:
-            self.scheduler.cancel(id)
-            self.cancelled.append(reply.generation)
+        if reply is None:
+            return False
+        self.scheduler.cancel(id)
+        self.cancelled.append(reply.generation)
+        return True
 
     def step(self) -> list[Event]:
         """One step: plan, run, commit, and what that brought.
@@ -136,8 +139,8 @@ class Engine:
         ]
         plan = self.scheduler.plan()
         sampled = self.runner.run(plan)
-        self.scheduler.commit(plan, {id: s.token for id, s in sampled.items()})
-        return events + [self._event(self.replies[id], s) for id, s in sampled.items()]
+        grown = self.scheduler.commit(plan, {id: s.token for id, s in sampled.items()})
+        return events + [self._event(self.replies[g.id], sampled[g.id]) for g in grown]
 
     def _event(self, reply: Reply, sampled: Sampled) -> Event:
         """What a token brings for its request."""

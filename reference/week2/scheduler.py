@@ -264,7 +264,7 @@ class Scheduler:
             prefill.append(Chunk(g.id, slot, g.prefilled, tokens, last, g.settings))
         return Plan(self.step, tuple(sorted(self.to_release)), tuple(prefill), decode)
 
-    def commit(self, plan: Plan, results: Mapping[int, int]) -> None:
+    def commit(self, plan: Plan, results: Mapping[int, int]) -> list[Generation]:
         """Take what came of a plan, and go on to the next step.
 
         Chunks have run: their requests have their slots, and are in PREFILL, or in DECODE after the last one.
@@ -278,6 +278,9 @@ class Scheduler:
 
         A request that has ended since the plan was made stays as it is; the slot that the plan gave it is
         released by the next one.
+
+        The result lists the requests that got a token, in the order of results; those that had ended before
+        are not in it.
 
         A plan of another step, or other ids than these in results, raises ValueError, and nothing changes.
         """
@@ -295,9 +298,10 @@ class Scheduler:
             generation.slot = chunk.slot
             generation.prefilled = chunk.start + len(chunk.tokens)
             generation.status = Status.DECODE if chunk.last else Status.PREFILL
-        for id, token in results.items():
-            if id in self.generations:
-                self._append(self.generations[id], token)
+        grown = [self.generations[id] for id in results if id in self.generations]
+        for generation in grown:
+            self._append(generation, results[generation.id])
+        return grown
 
     def _append(self, generation: Generation, token: int) -> None:
         """A token of a reply, which may be its end."""
@@ -309,27 +313,28 @@ class Scheduler:
         if len(generation.tokens) >= min(generation.settings.max_tokens, room):
             self.finish(generation.id, "length")
 
-    def finish(self, id: int, reason: str) -> None:
+    def finish(self, id: int, reason: str) -> bool:
         """End a request, wherever it stands.
 
         It is FINISHED, with this finish_reason and without a slot; its slot is free at once and in
         to_release, so that the next plan names it.
 
-        An id that is not in generations changes nothing: the request has ended before, with the reason that
-        it had.
+        The result is True. An id that is not in generations changes nothing and gives False: the request has
+        ended before, with the reason that it had.
         """
         generation = self.generations.pop(id, None)
         if generation is None:
-            return
+            return False
         if generation.slot is not None:
             self.to_release.add(generation.slot)
         generation.slot = None
         generation.status = Status.FINISHED
         generation.finish_reason = reason
+        return True
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int) -> bool:
         """finish with "cancelled"."""
-        self.finish(id, "cancelled")
+        return self.finish(id, "cancelled")
 
     def check(self) -> None:
         """Assert what must hold between any two calls. For tests; it is no task."""
