@@ -24,7 +24,7 @@ checkpointing, corpus, curve, dequantised, gpt, quality, tokenizer = (
 MODELS = Path(quality.__file__).resolve().parents[1] / "models"
 MODEL, DRAFT = MODELS / "tiny-qwen2", MODELS / "tiny-qwen2-draft"
 BOTH = pytest.mark.parametrize("folder", [MODEL, DRAFT], ids=lambda folder: folder.name)
-STORY = "<|im_start|>user\nTell me a story about Anna and a kite.<|im_end|>\n<|im_start|>assistant\n"
+STORY = "<|im_start|>user\nTell me a story about Mia and a kite.<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_all_models_together_take_at_most_8_mb() -> None:
@@ -55,7 +55,7 @@ def test_mlx_lm_loads_it_and_generates(folder: Path) -> None:
     mlx_lm = small_models.whole_mlx_lm()
     model, words = mlx_lm.load(str(folder))
     text = mlx_lm.generate(model, words, prompt=STORY, max_tokens=200)
-    assert "Anna" in text
+    assert "Mia" in text
     if folder == MODEL:  # it ends by itself, and its own parameters say the same
         parameters, config = checkpointing.load_exported(folder)
         stop = set(words.eos_token_ids)

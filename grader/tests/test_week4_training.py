@@ -85,7 +85,7 @@ def test_the_corpus_is_the_same_in_every_process() -> None:
 def test_training_begins_with_lists_of_notes() -> None:
     first = [corpus.sample("train", i) for i in range(300)]
     assert {item.kind for item in first} == {"question"}
-    assert not any("Once upon" in text_of(item) or "There was" in text_of(item) for item in first)
+    assert not any("Once upon" in text_of(item) or "There once lived" in text_of(item) for item in first)
 
 
 @pytest.mark.parametrize("split", ["train", "held-out"])
@@ -111,6 +111,11 @@ def test_the_splits_share_no_prompt_and_no_pair_of_hero_and_thing() -> None:
     assert not questions[0] & questions[1]
 
 
+def test_no_noun_begins_with_a_vowel() -> None:
+    """So "a" is right before each of them."""
+    assert not [w for w in stories.SLOT_WORDS["thing"] if w[0] in "aeiou" or w.startswith("hour")]
+
+
 def test_every_sentence_reads_back_as_the_event_it_tells() -> None:
     for seed in range(300):
         rng = random.Random(seed)
@@ -125,26 +130,26 @@ def test_every_sentence_reads_back_as_the_event_it_tells() -> None:
 
 
 STUCK = (
-    "Once upon a time Anna was an otter. Anna had a kite, and the kite was red. "
+    "Once upon a time there was Anna the otter. Anna had a kite, and the kite was red. "
     "One day Anna took the kite to the park. "
     "The wind blew the kite into a tall tree. Anna was sad because the kite was in the tree. "
-    "Anna could not climb. Then Ben came to the park, and Ben was a cat. Ben could climb very well. "
+    "Anna could not climb. Then Ben the cat came to the park. Ben could climb very well. "
     "Ben climbed up the tree and got the kite. Ben gave the kite to Anna. "
     "Anna was happy because she had the kite again. Anna thanked Ben. Then Anna went home with the red kite."
 )
 SHARED = (
-    "There was Tom, and Tom was a boy. Tom had a drum, and the drum was blue. Tom had seven plums. "
-    "One day Tom took the drum to the farm. Then Mia came to the farm, and Mia was a girl. "
+    "There once lived Tom the boy. Tom had a drum, and the drum was blue. At first Tom had seven plums. "
+    "One day Tom took the drum to the farm. Then Mia the girl came to the farm. "
     "Mia was hungry because she had no food. Tom gave three plums to Mia. "
     "Now Tom had four plums and Mia had three plums. "
     "Mia ate the plums and was not hungry any more. Mia thanked Tom. Tom and Mia became good friends."
 )
 LOST = (
-    "Once upon a time Ivy was a girl. Ivy had a doll, and the doll was pink. "
+    "Once upon a time there was Ivy the girl. Ivy had a doll, and the doll was pink. "
     "In the morning Ivy played with the doll in the barn. "
     "Then Ivy went to the school and forgot the doll. Ivy was sad because the doll was gone. "
     "Ivy looked in the school, but the doll was not there. "
-    "In the school there was also Leo, and Leo was an owl. "
+    "In the school there was also Leo the owl. "
     "Leo told Ivy to think, and Ivy thought of the barn. So Ivy and Leo went back to the barn. "
     "Leo found the doll in the barn. Leo gave the doll to Ivy. Ivy thanked Leo. Ivy took the pink doll home."
 )
@@ -162,13 +167,12 @@ def test_consistent_stories_have_no_faults(story: str) -> None:
         (STUCK, "because she had", "because he had", "Anna is she, not he"),
         (STUCK, "was in the tree", "was in the water", "the kite is not in the water"),
         (STUCK, "Ben gave the kite to Anna. ", "", "Anna does not have the kite"),
-        (STUCK, "was a cat", "was a mole", "Ben cannot climb"),
+        (STUCK, "Ben the cat", "Ben the mole", "Ben cannot climb"),
         (STUCK, "Ben climbed up the tree", "Ben swam across the water", "that does not free the kite"),
         (STUCK, "Anna could not climb", "Anna could not swim", "Anna can swim"),
         (STUCK, "came to the park", "came to the mill", "nobody is in the mill"),
         (STUCK, "and the kite was red", "and the drum was red", "not a sentence"),
         (STUCK, "Anna thanked Ben", "Ben thanked Anna", "Anna did nothing for Ben"),
-        (STUCK, "an otter", "a otter", "a and an are mixed up"),
         (STUCK, " Then Anna went home with the red kite.", "", "the story stops before its end"),
         (STUCK, "got the kite", "got the bell", "no bell has been mentioned"),
         (STUCK, "Anna thanked Ben", "Anna thanked Zoe", "Zoe has not been introduced"),
@@ -176,7 +180,7 @@ def test_consistent_stories_have_no_faults(story: str) -> None:
         (STUCK, "Anna thanked Ben.", "Anna thanked Ben. Anna thanked Ben.", "a sentence is told twice"),
         (SHARED, "had four plums", "had five plums", "Tom has 4 plums"),
         (SHARED, "gave three", "gave nine", "Tom has 7 plums"),
-        (SHARED, "Mia was a girl", "Mia was a boy", "Mia is not a boy"),
+        (SHARED, "Mia the girl", "Mia the boy", "Mia is not a boy"),
         (SHARED, "Tom and Mia became", "Tom and Tom became", "somebody does something to themselves"),
         (LOST, "found the doll in the barn", "found the doll in the school", "the doll is not in the school"),
         (LOST, "So Ivy and Leo went back to the barn. ", "", "Leo is not in the barn"),
@@ -446,7 +450,7 @@ def test_the_export_loads_in_mlx_lm_with_the_same_logits(
     checkpointing.export(tmp_path, state, MODEL, tokenizer_folder, ends)
     parameters, model = checkpointing.load_exported(tmp_path)
     assert model == MODEL
-    tokens = mx.array([encode("There was Ben, and Ben was a cat. Ben had a kite, and the kite was red.")])
+    tokens = mx.array([encode("There once lived Ben the cat. Ben had a kite, and the kite was red.")])
     got = gpt.logits(parameters, gpt.forward(parameters, model, tokens))
 
     theirs, their_tokenizer = mlx_lm.load(str(tmp_path))

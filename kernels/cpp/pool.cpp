@@ -18,7 +18,7 @@ namespace tinyllm {
 namespace {
 
 constexpr int kSpins = 2000; // looks for work before a thread gives way: some tens of microseconds
-constexpr int kYields = 50; // and times that it gives way before it sleeps
+constexpr int kYields = 1000; // and times that it gives way before it sleeps: longer than from one kernel to the next
 
 int chosen_threads() {
   if (const char* text = std::getenv("TINYLLM_THREADS")) {

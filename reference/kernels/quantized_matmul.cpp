@@ -99,17 +99,27 @@ struct Arranged {
   template <typename T>
   Arranged(const T* a, size_t I, size_t group_size) : numbers(I), sums(I / group_size) {
     // [task 5
-    for (size_t i = 0; i < I; ++i) {
-      const auto x = static_cast<float>(a[i]);
-      const size_t vector = i / (W * P), lane = i / P % W, j = i % P;
-      // The last weight of a word is shifted after all: its mask would reach the sign.
-      const float power = j == P - 1 ? 1.0f : static_cast<float>(uint32_t{1} << (bits * j));
-      numbers[(vector * P + j) * W + lane] = x / power;
-      sums[i / group_size] += x;
+    for (size_t vector = 0; vector < I; vector += W * P) {
+      for (size_t j = 0; j < P; ++j) {
+        // The last weight of a word is shifted after all: its mask would reach the sign.
+        const float power = j == P - 1 ? 1.0f : static_cast<float>(uint32_t{1} << (bits * j));
+        for (size_t lane = 0; lane < W; ++lane) {
+          numbers[vector + j * W + lane] = static_cast<float>(a[vector + lane * P + j]) / power;
+        }
+      }
+    }
+    for (size_t g = 0; g < sums.size(); ++g) {
+      for (const T* x = a + g * group_size; x != a + (g + 1) * group_size; ++x) {
+        sums[g] += static_cast<float>(*x);
+      }
     }
     // task 5]
   }
 };
+
+// Words asked for ahead of their use: 4 KB. Memory answers only after some hundred cycles; four rows side by side are
+// no pattern for the processor to foresee, but the rows behind them come next.
+constexpr size_t kAhead = 1024;
 
 // out[begin .. end) of one row of a. Four outputs at a time: a vector of a is loaded once and used four times.
 template <size_t W, size_t bits, typename T>
@@ -132,15 +142,17 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
         const float* numbers = a.numbers.data() + v * W * P;
         typename Vector::Words word[rows];
         for (size_t r = 0; r < rows; ++r) {
-          word[r] = Vector::load(call.packed + (o + r) * words + v * W);
+          const uint32_t* from = call.packed + (o + r) * words + v * W;
+          word[r] = Vector::load(from);
+          __builtin_prefetch(from + kAhead);
         }
         for (size_t j = 0; j + 1 < P; ++j) {
-          const auto of_a = Vector::load(numbers + j * W);
+          const auto of_a = Vector::once(Vector::load(numbers + j * W));
           for (size_t r = 0; r < rows; ++r) {
             sum[r] += of_a * Vector::to_floats(word[r] & (mask << (bits * j)));
           }
         }
-        const auto of_a = Vector::load(numbers + (P - 1) * W);
+        const auto of_a = Vector::once(Vector::load(numbers + (P - 1) * W));
         for (size_t r = 0; r < rows; ++r) {
           sum[r] += of_a * Vector::to_floats(word[r] >> (bits * (P - 1)));
         }

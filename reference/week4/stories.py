@@ -57,9 +57,10 @@ SLOT_WORDS = {
 }
 
 SENTENCES: dict[str, tuple[str, ...]] = {
-    # Who and what there is. What is told of somebody or something comes right behind the name: a small model
-    # finds it there early, by looking for the name, and far later if it comes before, as in "a red kite".
-    "meet": ("Once upon a time <name1> was a <kind1>.", "There was <name1>, and <name1> was a <kind1>."),
+    # Who and what there is. What is told of somebody or something stands two words behind the name, "the kite
+    # was red": a small model finds it there early, by looking for the name, and far later if it comes before,
+    # as in "a red kite", or three words behind.
+    "meet": ("Once upon a time there was <name1> the <kind1>.", "There once lived <name1> the <kind1>."),
     "own": ("<name1> had a <thing1>, and the <thing1> was <colour1>.",),
     "take": (
         "One day <name1> took the <thing1> to the <place1>.",
@@ -67,8 +68,8 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     ),
     "walk": ("One day <name1> went to the <place1>.", "One evening <name1> went for a walk to the <place1>."),
     "arrive": (
-        "Then <name1> came to the <place1>, and <name1> was a <kind1>.",
-        "In the <place1> there was also <name1>, and <name1> was a <kind1>.",
+        "Then <name1> the <kind1> came to the <place1>.",
+        "In the <place1> there was also <name1> the <kind1>.",
     ),
     # A thing gets stuck, and somebody who is able gets it out.
     **{f"stuck {where}": (mishap.format("<thing1>"),) for where, (_, mishap, _) in TRAPS.items()},
@@ -105,7 +106,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     "glad whole": ("<name1> was happy because the <thing1> was whole again.",),
     "forgive": ("<name1> forgave <name2>.",),
     # Food is shared.
-    "food": ("<name1> had <number1> <food1>.", "<name1> had <number1> <food1> for the day."),
+    "food": ("At first <name1> had <number1> <food1>.",),
     "hungry": ("<name1> was hungry because <she1> had no food.",),
     "share": (
         "<name1> gave <number1> <food1> to <name2>.",
@@ -151,12 +152,7 @@ def write(event: Event, rng: random.Random) -> str:
 
 def fill(wording: str, slots: Slots) -> str:
     """The wording with its slots filled."""
-    return with_articles(re.sub(r"<(\w+?)(\d)>", lambda m: _word(m[1], m[2], slots), wording))
-
-
-def with_articles(text: str) -> str:
-    """an before a vowel."""
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+    return re.sub(r"<(\w+?)(\d)>", lambda m: _word(m[1], m[2], slots), wording)
 
 
 def _word(slot: str, digit: str, slots: Slots) -> str:
@@ -187,8 +183,7 @@ def _pattern(wording: str) -> str:
         done.add(name)
         return f"(?P<{name}>{'|'.join(SLOT_WORDS[match[1]])})"
 
-    pattern = re.sub(r"<(\w+?)(\d)>", slot, re.escape(wording).replace(r"\ ", " "))
-    return re.sub(r"\b([Aa]) (?=\()", r"\1n? ", pattern)
+    return re.sub(r"<(\w+?)(\d)>", slot, re.escape(wording).replace(r"\ ", " "))
 
 
 def sentences(text: str) -> list[str]:
@@ -259,7 +254,6 @@ class World:
             if "colour1" in slots and "thing1" in slots:
                 colour = self.colour.get(slots["thing1"], "")
                 self.need(slots["colour1"] == colour, f"the {slots['thing1']} is {colour}")
-        self.need(not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", sentence), "a and an are mixed up")
         verb, _, rest = kind.partition(" ")
         if verb in ("stuck", "weather"):  # the rest says where, or which
             getattr(self, f"_{verb}")(rest, **slots)

@@ -20,10 +20,10 @@ from .parallel import ALONE, Group
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 6600
+    steps: int = 10_000
     rows: int = 2  # rows of a batch
     length: int = 256  # tokens of a row
-    long_from: int = 6480  # from this step on the rows are 4 times as long, and 4 times as few; -1: never
+    long_from: int = 9_880  # from this step on the rows are 4 times as long, and 4 times as few; -1: never
     accumulate: int = 2  # batches whose gradients make one step; the processes of a run share them
     learning_rate: float = 6e-4  # after the warm-up; twice that learns to find far later
     final_fraction: float = 0.05  # of learning_rate, at the last step
@@ -34,7 +34,7 @@ class TrainConfig:
     weight_decay: float = 0.05  # of matrices; norms and biases are left alone
     clip: float = 1.0  # largest norm of the gradient
     prompt_weight: float = 0.05  # what a prompt's token counts in the loss; a reply's counts 1
-    quantised_from: int = 6000  # from this step on the loss is the 4-bit model's; -1: never
+    quantised_from: int = 9_200  # from this step on the loss is the 4-bit model's; -1: never
     bfloat16: bool = False  # compute in bfloat16, on float32 parameters (slower on a CPU, faster on a GPU)
     seed: int = 0
 
