@@ -207,7 +207,7 @@ def test_cache_random(solution):
         told = {"update": "update with {}", "remove": "remove slot {}", "add": "add {} to slot {}"}
         return "three slots: " + ", ".join(told[name].format(*rest) for name, *rest in acts(steps))
 
-    every_case(lambda pick: pick.several(operation, 1, 14), run, examples=60, shown=shown)
+    every_case(lambda pick: pick.several(operation, 1, 14), run, examples=40, shown=shown)
 
 
 @task(2)

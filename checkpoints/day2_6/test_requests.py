@@ -514,7 +514,7 @@ def test_batch_random(solution):
     every_case(
         schedule,
         lambda case: check_batch(solution, *arguments(case)),
-        examples=30,
+        examples=20,
         shown=lambda case: told(*arguments(case)),
     )
 
