@@ -94,7 +94,7 @@ _jobs = click.option(
 @click.option(
     "--third",
     type=click.IntRange(min(verify_.THIRDS), max(verify_.THIRDS)),
-    help="Of the wrong solutions only every third, from this one on. `ci` does so, another third at each commit.",
+    help="Only every third of the wrong solutions, from this one on; `ci` takes another one at each commit.",
 )
 def verify(day: str, jobs: int, verbose: bool, third: int | None) -> None:
     """Prove that the tests of a day see mistakes. DAY as in `tinyllm-grade`; default: all.
