@@ -62,8 +62,8 @@ struct Arranged {
   }
 };
 
-// Words asked for ahead of their use: 4 KB. Memory answers only after some hundred cycles; four rows side by side are
-// no pattern for the processor to foresee, but the rows behind them come next.
+// Words asked for ahead of their use, at least: 4 KB. Memory answers only after some hundred cycles, and four rows side
+// by side are no pattern for the processor to foresee; but the rows behind them come next.
 constexpr size_t kAhead = 1024;
 
 // out[begin .. end) of one row of a. Four outputs at a time: a vector of a is loaded once and used four times.

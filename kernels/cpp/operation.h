@@ -14,6 +14,7 @@
 
 #include "bodies.h"
 #include "mlx/array.h"
+#include "mlx/ops.h"
 #include "mlx/scheduler.h"
 
 namespace tinyllm {
@@ -68,6 +69,12 @@ void with_type(mlx::core::Dtype dtype, const Run& run) {
   } else {
     run(bfloat16_t{});
   }
+}
+
+// x with its elements side by side, in order. Weights are so already, and get no node of the graph to say it: every
+// node costs microseconds, and a model has hundreds of weights.
+inline mlx::core::array in_order(const mlx::core::array& x, mlx::core::Stream stream) {
+  return x.is_available() && x.flags().row_contiguous ? x : mlx::core::contiguous(x, false, stream);
 }
 
 inline bool is_supported(mlx::core::Dtype dtype) {

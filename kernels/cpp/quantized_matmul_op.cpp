@@ -140,10 +140,7 @@ mx::array quantized_matmul_op(
       shape,
       a.dtype(),
       std::make_shared<QuantizedMatmulNode>(stream, group_size, bits, version),
-      {mx::contiguous(a, false, stream),
-       mx::contiguous(packed, false, stream),
-       mx::contiguous(scales, false, stream),
-       mx::contiguous(biases, false, stream)});
+      {in_order(a, stream), in_order(packed, stream), in_order(scales, stream), in_order(biases, stream)});
 }
 
 } // namespace tinyllm

@@ -117,8 +117,8 @@ struct Arranged {
   }
 };
 
-// Words asked for ahead of their use: 4 KB. Memory answers only after some hundred cycles; four rows side by side are
-// no pattern for the processor to foresee, but the rows behind them come next.
+// Words asked for ahead of their use, at least: 4 KB. Memory answers only after some hundred cycles, and four rows side
+// by side are no pattern for the processor to foresee; but the rows behind them come next.
 constexpr size_t kAhead = 1024;
 
 // out[begin .. end) of one row of a. Four outputs at a time: a vector of a is loaded once and used four times.
@@ -132,6 +132,7 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
   const size_t words = call.I / P; // of a row of w
   const size_t groups = call.I / call.group_size;
   const size_t vectors = call.group_size / (W * P); // of a group
+  const size_t ahead = std::max(kAhead, R * words); // long rows: the same place in the next four
 
   const auto block = [&]<size_t rows>(size_t o) {
     typename Vector::Floats totals[rows] = {};
@@ -144,7 +145,7 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
         for (size_t r = 0; r < rows; ++r) {
           const uint32_t* from = call.packed + (o + r) * words + v * W;
           word[r] = Vector::load(from);
-          __builtin_prefetch(from + kAhead);
+          __builtin_prefetch(from + ahead);
         }
         for (size_t j = 0; j + 1 < P; ++j) {
           const auto of_a = Vector::once(Vector::load(numbers + j * W));
