@@ -50,7 +50,8 @@ def for_day(course: Course, day: Day, report: DayReport) -> list[str]:
         case Verdict.PASSED:
             return [f"the whole day: tinyllm-grade {day.name}"]
         case Verdict.NOT_PASSED if all(t.outcome is Outcome.NOT_STARTED for t in report.tasks):
-            files = ", ".join(report.graded)
+            modules = {s.module for task in report.tasks for s in day.task(task.id).symbols}
+            files = ", ".join(f for f in report.graded if f.partition("/")[2] in modules)
             return [
                 f"Nothing is written yet. The lesson: tinyllm-grade read {day.name}",
                 f"Then fill in {files} and run this again.",

@@ -40,6 +40,8 @@ def main(job: Mapping[str, Any]) -> None:
     faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=False)
     emit = Emitter(job["events"], job["token"])
     emit("stage", {"name": "starting"})
+    # transformers comes with mlx-lm, and would remark that there is no PyTorch.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     state = blas.prepare()
     # On GPUs with TF32 a float32 product keeps 10 bits by default; results are compared as float32.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
