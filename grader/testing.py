@@ -37,6 +37,22 @@ LINES, LINE = 8, 100  # of a text of several lines, in a failure
 # The probability, at most, with which `check.draws` refuses draws that come from the right distribution.
 FALSE_ALARM = 1e-12
 
+# A small Qwen2 as mlx-lm's ModelArgs take it: dimensions that differ, D = 16, two KV heads; eps and theta are
+# neither this course's nor mlx-lm's defaults.
+SMALL_QWEN2: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "intermediate_size": 160,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 117,
+    "rms_norm_eps": 0.02,
+    "rope_theta": 300.0,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
 
 def dtype_name(dtype: mx.Dtype) -> str:
     """ "float32" for mx.float32."""

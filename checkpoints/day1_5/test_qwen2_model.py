@@ -16,6 +16,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from tinyllm.grader.testing import (
+    SMALL_QWEN2,
     as_float64,
     check,
     dtype_name,
@@ -94,25 +95,11 @@ def dequantized64(layer):
 
 # ---- checkpoints ----
 
-# Dimensions that differ, D = 16. eps and theta are neither this course's nor mlx-lm's defaults.
-SMALL = {
-    "model_type": "qwen2",
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "intermediate_size": 160,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "vocab_size": 117,
-    "rms_norm_eps": 0.02,
-    "rope_theta": 300.0,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 # Qwen3: no biases, a norm on query and key heads, and a D that is not E / H_q.
-QWEN3 = SMALL | {"model_type": "qwen3", "head_dim": 32}
+QWEN3 = SMALL_QWEN2 | {"model_type": "qwen3", "head_dim": 32}
 # Qwen's own widths and heads. Layers, vocabulary, positions (of which RoPE makes a table) and the MLPs of
 # 7B, 18944 wide, and of Qwen3-0.6B, 3072 wide, are cut: nothing but time grows with them.
-REAL = SMALL | {"num_hidden_layers": 2, "vocab_size": 1009, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
+REAL = SMALL_QWEN2 | {"num_hidden_layers": 2, "vocab_size": 1009, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
 QWEN2_05B = REAL | {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14}
 QWEN2_7B = REAL | {
     "hidden_size": 3584,
@@ -580,7 +567,7 @@ def test_dequantize_not_quantized(solution, dtype):
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_model_not_quantized(solution, tied, dtype):
     """the logits of two prompts, not quantised, head tied and untied"""
-    mlx_model = checkpoint(dtype, SMALL | {"tie_word_embeddings": tied}, seed=500)
+    mlx_model = checkpoint(dtype, SMALL_QWEN2 | {"tie_word_embeddings": tied}, seed=500)
     model = solution.Qwen2ModelWeek1(mlx_model)
     for seed, shape in ((501, (2, 7)), (502, (3, 5))):
         inputs = token_ids(shape, 117, seed=seed)
@@ -590,7 +577,7 @@ def test_model_not_quantized(solution, tied, dtype):
 
 
 # Groups must divide the widths: 128 needs wider layers. D is 32 there.
-WIDER = SMALL | {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8}
+WIDER = SMALL_QWEN2 | {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8}
 
 
 @task(4)
@@ -607,7 +594,7 @@ WIDER = SMALL | {"hidden_size": 256, "intermediate_size": 384, "num_attention_he
 )
 def test_model_quantized(solution, dtype, bits, group_size, tied):
     """the logits of a quantised checkpoint"""
-    config = (SMALL if group_size == 32 else WIDER) | {"tie_word_embeddings": tied}
+    config = (SMALL_QWEN2 if group_size == 32 else WIDER) | {"tie_word_embeddings": tied}
     mlx_model = checkpoint(dtype, config, seed=510 + bits, quantized=(group_size, bits))
     what = f", {bits} bits in groups of {group_size}, {'tied' if tied else 'untied'}"
     inputs = token_ids((2, 5), 117, seed=511)
@@ -625,7 +612,7 @@ def test_model_mixed(solution):
         wide = path.endswith(("embed_tokens", "v_proj", "down_proj"))
         return {"group_size": 64 if wide else 32, "bits": 8 if wide else 4}
 
-    config = SMALL | {"hidden_size": 192, "intermediate_size": 320, "tie_word_embeddings": False}
+    config = SMALL_QWEN2 | {"hidden_size": 192, "intermediate_size": 320, "tie_word_embeddings": False}
     mlx_model = checkpoint(F32, config, seed=520, quantized=recipe)
     inputs = token_ids((2, 5), 117, seed=521)
     model = solution.Qwen2ModelWeek1(mlx_model)
@@ -635,7 +622,7 @@ def test_model_mixed(solution):
 @task(4)
 def test_model_lengths(solution):
     """one token, one prompt, and a longer one: every position's logits, none from what comes after it"""
-    mlx_model = checkpoint(F32, SMALL, seed=530)
+    mlx_model = checkpoint(F32, SMALL_QWEN2, seed=530)
     model = solution.Qwen2ModelWeek1(mlx_model)
     for seed, shape in ((531, (1, 1)), (532, (1, 23)), (533, (4, 2))):
         check_model(model, mlx_model, token_ids(shape, 117, seed=seed), fact="model-causal")
@@ -645,7 +632,7 @@ def test_model_lengths(solution):
 @pytest.mark.parametrize("layers", [1, 2, 5])
 def test_model_depth(solution, layers):
     """as many layers as the checkpoint has, in their order"""
-    mlx_model = checkpoint(F32, SMALL | {"num_hidden_layers": layers}, seed=540 + layers)
+    mlx_model = checkpoint(F32, SMALL_QWEN2 | {"num_hidden_layers": layers}, seed=540 + layers)
     model = solution.Qwen2ModelWeek1(mlx_model)
     check_model(
         model, mlx_model, token_ids((2, 5), 117, seed=541), fact="model-head", what=f", {layers} layers"
@@ -660,7 +647,7 @@ def test_model_depth(solution, layers):
 )
 def test_model_config(solution, config):
     """each number of the configuration is the checkpoint's own"""
-    mlx_model = checkpoint(F32, SMALL | config, seed=550)
+    mlx_model = checkpoint(F32, SMALL_QWEN2 | config, seed=550)
     model = solution.Qwen2ModelWeek1(mlx_model)
     what = "".join(f", {name} {value}" for name, value in config.items())
     check_model(model, mlx_model, token_ids((2, 6), 117, seed=551), fact="model-config", what=what)
@@ -718,7 +705,7 @@ def test_model_qwen3_real_shapes(solution):
 @task(4)
 def test_model_one_after_the_other(solution):
     """a Qwen3 and a Qwen2 checkpoint in turn: neither leaves anything to the other"""
-    for seed, config in ((600, QWEN3), (601, SMALL), (602, QWEN3)):
+    for seed, config in ((600, QWEN3), (601, SMALL_QWEN2), (602, QWEN3)):
         mlx_model = checkpoint(F32, config | {"num_hidden_layers": 1}, seed=seed)
         model = solution.Qwen2ModelWeek1(mlx_model)
         what = f", {config['model_type']}"

@@ -14,6 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from tinyllm.grader.testing import (
+    SMALL_QWEN2,
     as_float64,
     check,
     dtype_name,
@@ -29,22 +30,8 @@ F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
 
 # ---- checkpoints ----
 
-# Dimensions that differ, D = 16. eps and theta are neither this course's nor mlx-lm's defaults.
-SMALL = {
-    "model_type": "qwen2",
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "intermediate_size": 160,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "vocab_size": 117,
-    "rms_norm_eps": 0.02,
-    "rope_theta": 300.0,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 # Qwen3: no biases, a norm on query and key heads, and a D that is not E / H_q.
-QWEN3 = SMALL | {"model_type": "qwen3", "head_dim": 32}
+QWEN3 = SMALL_QWEN2 | {"model_type": "qwen3", "head_dim": 32}
 
 
 @functools.cache
@@ -197,7 +184,7 @@ def check_in_chunks(solution, mlx_model, cuts, *, rows=2, seed, fact, dtype=F32,
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_model_in_chunks(solution, tied, dtype):
     """two rows: a prompt, single tokens, and a chunk behind them"""
-    mlx_model = checkpoint(dtype, SMALL | {"tie_word_embeddings": tied}, seed=1)
+    mlx_model = checkpoint(dtype, SMALL_QWEN2 | {"tie_word_embeddings": tied}, seed=1)
     shown = ", tied" if tied else ", untied"
     check_in_chunks(solution, mlx_model, (5, 1, 1, 4), seed=2, fact="model-call", dtype=dtype, shown=shown)
 
@@ -205,7 +192,7 @@ def test_model_in_chunks(solution, tied, dtype):
 @task(4)
 def test_model_whole_and_token_by_token(solution):
     """a whole prompt at once, token by token, and in chunks from the start"""
-    mlx_model = checkpoint(F32, SMALL, seed=3)
+    mlx_model = checkpoint(F32, SMALL_QWEN2, seed=3)
     for seed, cuts in ((4, (9,)), (5, (1,) * 6), (6, (2, 3, 4)), (7, (1, 8))):
         check_in_chunks(solution, mlx_model, cuts, rows=1, seed=seed, fact="model-mask")
 
@@ -222,7 +209,7 @@ def test_model_qwen3_in_chunks(solution, dtype):
 @task(4)
 @pytest.mark.parametrize(
     ("config", "dtype", "bits"),
-    [(SMALL, F32, 4), (QWEN3 | {"tie_word_embeddings": False}, BF16, 8)],
+    [(SMALL_QWEN2, F32, 4), (QWEN3 | {"tie_word_embeddings": False}, BF16, 8)],
     ids=["4 bits", "Qwen3 8 bits"],
 )
 def test_model_quantized_in_chunks(solution, config, dtype, bits):
@@ -236,7 +223,7 @@ def test_model_quantized_in_chunks(solution, config, dtype, bits):
 @pytest.mark.parametrize("config", [{"rms_norm_eps": 0.3}, {"rope_theta": 20.0}], ids=["eps", "theta"])
 def test_model_config(solution, config):
     """the numbers of the configuration are the checkpoint's own"""
-    mlx_model = checkpoint(F32, SMALL | config, seed=12)
+    mlx_model = checkpoint(F32, SMALL_QWEN2 | config, seed=12)
     shown = "".join(f", {name} {value}" for name, value in config.items())
     check_in_chunks(solution, mlx_model, (4, 2), seed=13, fact="model-config", shown=shown)
 
@@ -244,7 +231,7 @@ def test_model_config(solution, config):
 @task(4)
 def test_model_two_texts(solution):
     """two texts in turns through one model, each with its own caches"""
-    mlx_model = checkpoint(F32, SMALL, seed=14)
+    mlx_model = checkpoint(F32, SMALL_QWEN2, seed=14)
     model = solution.Qwen2ModelWeek2(mlx_model)
     texts = [
         Text(model, mlx_model, token_ids((1, 8), seed=15 + i), model.create_kv_cache(), shown=f", text {i}")
@@ -258,7 +245,7 @@ def test_model_two_texts(solution):
 @task(4)
 def test_model_rewind(solution):
     """tokens taken back, and others run in their place, with one offset for all rows and with a list"""
-    mlx_model = checkpoint(F32, SMALL, seed=17)
+    mlx_model = checkpoint(F32, SMALL_QWEN2, seed=17)
     model = solution.Qwen2ModelWeek2(mlx_model)
     inputs = token_ids((2, 9), seed=18)
     other = mx.concatenate([inputs[:, :4], token_ids((2, 5), seed=19)], axis=1)
@@ -277,7 +264,7 @@ def test_model_rewind(solution):
 def test_model_caches(solution):
     """create_kv_cache gives a new cache for each layer, and a call adds its tokens to all of them"""
     for layers in (1, 4):
-        mlx_model = checkpoint(F32, SMALL | {"num_hidden_layers": layers}, seed=20)
+        mlx_model = checkpoint(F32, SMALL_QWEN2 | {"num_hidden_layers": layers}, seed=20)
         model = solution.Qwen2ModelWeek2(mlx_model)
         what = f"of a model with {layers} layer{'s' if layers > 1 else ''}"
         check.exact(
@@ -346,7 +333,7 @@ class CountedEmbedding:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_model_of_given_parts(solution, tied):
     """the linear layers, the embedding and the attention are those it was given, and see new tokens alone"""
-    mlx_model = checkpoint(F32, SMALL | {"tie_word_embeddings": tied}, seed=30)
+    mlx_model = checkpoint(F32, SMALL_QWEN2 | {"tie_word_embeddings": tied}, seed=30)
     counted = Counted()
     parts = {name: getattr(counted, name) for name in ("linear_of", "embedding_of", "attention")}
     model = solution.Qwen2ModelWeek2(mlx_model, **parts)

@@ -16,6 +16,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from tinyllm.grader.testing import (
+    SMALL_QWEN2,
     UNIT_ROUNDOFF,
     as_float64,
     check,
@@ -336,19 +337,7 @@ def test_packed_embedding_of_a_layer(solution):
 
 # ---- checkpoints, as on day 2.1 ----
 
-SMALL = {
-    "model_type": "qwen2",
-    "hidden_size": 96,
-    "num_hidden_layers": 2,
-    "intermediate_size": 160,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "vocab_size": 117,
-    "rms_norm_eps": 0.02,
-    "rope_theta": 300.0,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
+SMALL = SMALL_QWEN2 | {"num_hidden_layers": 2}
 QWEN3 = SMALL | {"model_type": "qwen3", "head_dim": 32}
 # Matrices of a megabyte and more each, beside which everything else is small.
 LARGE = SMALL | {

@@ -12,6 +12,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from tinyllm.grader.testing import (
+    SMALL_QWEN2,
     ShippedTokenizer,
     as_float64,
     check,
@@ -24,19 +25,6 @@ from tinyllm.grader.testing import (
 )
 
 F32 = mx.float32
-CONFIG = {
-    "model_type": "qwen2",
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "intermediate_size": 160,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "vocab_size": 117,
-    "rms_norm_eps": 0.02,
-    "rope_theta": 300.0,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 UNSURE = 1e-3  # of the largest logit; two computations in float32 differ by less than a tenth of that
 
 
@@ -49,7 +37,7 @@ def week2_model(solution, mlx_model):
 def checkpoint(dtype, *, seed):
     """An mlx-lm model with seeded weights in `dtype`, of size 1 / sqrt(inputs)."""
     family = mlx_lm_module("models.qwen2")
-    model = family.Model(family.ModelArgs(**CONFIG))
+    model = family.Model(family.ModelArgs(**SMALL_QWEN2))
     rng = np.random.default_rng(seed)
 
     def normal(shape, scale, mean=0.0):
@@ -82,12 +70,12 @@ BLOCK = 10 + 24 + 1 + 10 + 16 + 1
 def check_logits(got, want, length, dtype, what):
     """Logits against mlx-lm's after `length` tokens, with the tolerance of day 2.1's checks."""
     block = BLOCK + (2 * length if dtype == F32 else 0)  # RoPE's angles
-    roundings = CONFIG["num_hidden_layers"] * block + 12
+    roundings = SMALL_QWEN2["num_hidden_layers"] * block + 12
     check.close(
         got,
         want,
         dtype=dtype,
-        terms=CONFIG["intermediate_size"],
+        terms=SMALL_QWEN2["intermediate_size"],
         roundings=2 * roundings if dtype == F32 else roundings,  # in float32 mlx-lm rounds as well
         magnitude=np.sqrt((want**2).mean(axis=-1, keepdims=True)),
         what=what,
@@ -109,7 +97,7 @@ class Batch:
         self.told = []
 
     def ids(self, n):
-        return [int(n) for n in self.rng.integers(0, CONFIG["vocab_size"], n)]
+        return [int(n) for n in self.rng.integers(0, SMALL_QWEN2["vocab_size"], n)]
 
     def add(self, n, id):
         self.told.append(f"{n} tokens to slot {id}")

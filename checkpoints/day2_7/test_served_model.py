@@ -10,21 +10,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from tinyllm.grader.testing import as_float64, check, mlx_lm_module, task
+from tinyllm.grader.testing import SMALL_QWEN2, as_float64, check, mlx_lm_module, task
 
-CONFIG = {
-    "model_type": "qwen2",
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "intermediate_size": 160,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "vocab_size": 117,
-    "rms_norm_eps": 0.02,
-    "rope_theta": 300.0,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 UNSURE = 1e-3  # of the largest logit; two computations in float32 differ by less than a tenth of that
 # Roundings of a block as on day 2.1: norm, attention, sum, norm, MLP, sum.
 BLOCK = 10 + 24 + 1 + 10 + 16 + 1
@@ -45,7 +32,7 @@ class Ids:
 def checkpoint(seed):
     """An mlx-lm model with seeded weights of size 1 / sqrt(inputs)."""
     family = mlx_lm_module("models.qwen2")
-    model = family.Model(family.ModelArgs(**CONFIG))
+    model = family.Model(family.ModelArgs(**SMALL_QWEN2))
     rng = np.random.default_rng(seed)
 
     def normal(shape, scale, mean=0.0):
@@ -74,7 +61,7 @@ def test_qwen2(solution):
     mlx_model = checkpoint(seed=27)
     engine = solution.Engine(week2_model(solution, mlx_model), Ids(), 2, 48, 6, 4)
     rng = np.random.default_rng(5)
-    prompts = [rng.integers(0, CONFIG["vocab_size"], n).tolist() for n in (9, 3, 1, 14)]
+    prompts = [rng.integers(0, SMALL_QWEN2["vocab_size"], n).tolist() for n in (9, 3, 1, 14)]
     settings = solution.Settings(max_tokens=8)
     events = {}
     for prompt in prompts:
@@ -99,8 +86,8 @@ def test_qwen2(solution):
             mx.array([s.logprob for s in sampled]),
             own - np.log(np.exp(logits).sum(axis=-1)),
             dtype=mx.float32,
-            terms=CONFIG["intermediate_size"],
-            roundings=2 * (CONFIG["num_hidden_layers"] * (BLOCK + 2 * length) + 12),
+            terms=SMALL_QWEN2["intermediate_size"],
+            roundings=2 * (SMALL_QWEN2["num_hidden_layers"] * (BLOCK + 2 * length) + 12),
             magnitude=np.sqrt((logits**2).mean(axis=-1)),
             what=f"log-probabilities of the tokens of {what}",
             fact="sample-logprobs",
