@@ -11,25 +11,12 @@ import pytest
 from tinyllm.grader import catalog, runner
 from tinyllm.grader.clone import Clone, installed_root
 from tinyllm.grader.report import Outcome
-from tinyllm.kernels import build
+from tinyllm.grader.tests.compiler import needs_compiler
 from tinyllm.kernels.gpu_source import Source
 
 CLONE = Clone(installed_root())
 KERNELS = CLONE.reference / "kernels" / "flash_attention.metal"
 LAUNCHES = CLONE.reference / "week2" / "gpu_attention.py"
-
-
-def lack_of_a_compiler() -> str:
-    """Why nothing can be compiled here; empty where it can."""
-    try:
-        build.find_compiler()
-    except build.NoCompiler as error:
-        return str(error)
-    return ""
-
-
-LACK = lack_of_a_compiler()
-needs_compiler = pytest.mark.skipif(bool(LACK), reason=LACK)
 
 
 def constants() -> dict[str, int]:

@@ -14,7 +14,8 @@ from tinyllm.grader.authoring import stubs
 from tinyllm.grader.report import DayReport, Failure, Outcome, Verdict
 from tinyllm.grader.symbols import is_empty_region
 from tinyllm.grader.tests import toy
-from tinyllm.kernels import build, gpu, gpu_cuda_check
+from tinyllm.grader.tests.compiler import needs_compiler
+from tinyllm.kernels import gpu, gpu_cuda_check
 from tinyllm.kernels.gpu_source import Source
 
 KERNELS = Path(__file__).parent / "gpu_kernels.metal"
@@ -272,12 +273,6 @@ def test_small_inputs_are_padded_so_that_metal_has_them_in_device_memory():
 
 
 # ---- grading ----
-
-try:
-    build.find_compiler()
-    needs_compiler = pytest.mark.skipif(False, reason="")
-except build.NoCompiler as error:
-    needs_compiler = pytest.mark.skip(reason=str(error))
 
 
 @pytest.fixture(scope="module")
