@@ -25,10 +25,11 @@ import pytest
 from tinyllm.grader.tests import small_models
 
 WEEK4 = "tinyllm.reference.week4"
-corpus, stories, data, gpt, training, checkpointing, quality, tokenizer, words = (
+corpus, stories, data, gpt, induction, training, checkpointing, quality, tokenizer, words = (
     importlib.import_module(f"{WEEK4}.{name}")
     for name in (
-        *("corpus", "stories", "data", "gpt", "training", "checkpointing", "quality", "tokenizer", "words"),
+        *("corpus", "stories", "data", "gpt", "induction", "training", "checkpointing", "quality"),
+        *("tokenizer", "words"),
     )
 )
 
@@ -266,6 +267,50 @@ def test_parameters_are_named_and_shaped_as_in_a_qwen2_checkpoint() -> None:
     assert 2e6 <= gpt.GPTConfig().parameter_count <= 8e6
     with pytest.raises(ValueError, match="3 query heads cannot share 2 KV heads"):
         gpt.GPTConfig(hidden_size=192, num_attention_heads=3, num_key_value_heads=2)
+
+
+def said_again(parameters: Any, model: Any) -> float:
+    """The share of words that are foreseen in lists of random words, said a second time in other order.
+
+    Each row holds four runs of eight words; only the first word of a run cannot be foreseen.
+    """
+    rng = np.random.default_rng(3)
+    rows = []
+    for _ in range(16):
+        runs = rng.permutation(model.vocab_size)[:32].reshape(4, 8)
+        rows.append(np.concatenate([runs.ravel(), rng.permutation(runs).ravel()]))
+    tokens = np.array(rows)
+    hidden = gpt.forward(parameters, model, mx.array(tokens))
+    foreseen = np.array(mx.argmax(gpt.logits(parameters, hidden), axis=-1))
+    asked = np.array([i for i in range(32, 64) if i % 8])
+    return float((foreseen[:, asked - 1] == tokens[:, asked]).mean())
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen2", "tiny-qwen2-draft"])
+def test_a_model_is_born_with_heads_that_look_words_up(name: str) -> None:
+    model = importlib.import_module(f"{WEEK4}.train").MODELS[name]
+    plain = gpt.init_parameters(model, seed=0)
+    born = induction.with_induction(plain, model, seed=0)
+    assert said_again(plain, model) < 0.02
+    assert said_again(born, model) > 0.6
+    assert {n: p.shape for n, p in born.items()} == model.shapes()
+    changed = {n for n in plain if not mx.array_equal(plain[n], born[n])}
+    assert changed and all("layers.0.self_attn" in n or "layers.1.self_attn" in n for n in changed)
+
+
+def test_a_word_without_its_space_begins_near_the_one_with_it(tokenizer_folder: Path) -> None:
+    trained = tokenizer.load(tokenizer_folder)
+    twins = tokenizer.twins(trained)
+    named = {trained.id_to_token(a): trained.id_to_token(b) for a, b in twins.items()}
+    assert named["The"] == "\u0120The" and not any(word.startswith("\u0120") for word in named)
+    plain = gpt.init_parameters(MODEL, seed=0)
+    name = "model.embed_tokens.weight"
+    before, after = (np.array(p[name]) for p in (plain, induction.with_twins(plain, twins, seed=0)))
+    pairs = np.array(list(twins.items()))
+    unit = after / np.linalg.norm(after, axis=1, keepdims=True)
+    assert np.mean(np.sum(unit[pairs[:, 0]] * unit[pairs[:, 1]], axis=1)) == pytest.approx(0.8, abs=0.05)
+    others = np.setdiff1d(np.arange(len(before)), pairs[:, 0])
+    assert (before[others] == after[others]).all()
 
 
 def test_gradients_agree_with_finite_differences(encode: Any) -> None:

@@ -32,14 +32,14 @@ HIDDEN = -1e9  # added to the score of a key that a query may not see; -inf woul
 class GPTConfig:
     """The shape of a model. Field names are those of a Qwen2 checkpoint's config.json."""
 
-    vocab_size: int = 1856
+    vocab_size: int = 1920
     hidden_size: int = 256
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     intermediate_size: int = 384
     max_position_embeddings: int = 1024
-    rope_theta: float = 10000.0
+    rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:

@@ -111,6 +111,17 @@ def _texts(samples: int) -> Iterator[str]:
         yield text
 
 
+def twins(tokenizer: Tokenizer) -> dict[int, int]:
+    """Word for word, the token that has no space before it -> the one that has: "Mia" -> " Mia"."""
+    vocabulary = tokenizer.get_vocab()
+    space = "\u0120"  # how byte-level BPE writes it
+    return {
+        token: vocabulary[space + text]
+        for text, token in sorted(vocabulary.items())
+        if text.isalpha() and not text.startswith(space) and space + text in vocabulary
+    }
+
+
 def save(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"{options.run} was begun with other settings and goes on with its own: {config}")
     except FileNotFoundError:
         model, config = MODELS[options.model], replace(TrainConfig(), **asked)
-        state = State.fresh(model, config.seed)
+        state = State.fresh(model, config.seed, tokenizer.twins(words))
     first = group.rank == 0  # alone it prints and saves
     if first:
         print(f"{model.parameter_count / 1e6:.2f} million parameters, step {state.step} of {config.steps}")

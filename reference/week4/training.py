@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from .data import Batch, Encode, Packer
 from .gpt import GPTConfig, Parameters, forward, init_parameters, logits
+from .induction import with_induction, with_twins
 from .parallel import ALONE, Group
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 10_000
+    steps: int = 6_000
     rows: int = 2  # rows of a batch
     length: int = 256  # tokens of a row
-    long_from: int = 9_880  # from this step on the rows are 4 times as long, and 4 times as few; -1: never
+    long_from: int = 5_900  # from this step on the rows are 4 times as long, and 4 times as few; -1: never
     accumulate: int = 2  # batches whose gradients make one step; the processes of a run share them
     learning_rate: float = 6e-4  # after the warm-up; twice that learns to find far later
     final_fraction: float = 0.05  # of learning_rate, at the last step
@@ -34,7 +35,7 @@ class TrainConfig:
     weight_decay: float = 0.05  # of matrices; norms and biases are left alone
     clip: float = 1.0  # largest norm of the gradient
     prompt_weight: float = 0.05  # what a prompt's token counts in the loss; a reply's counts 1
-    quantised_from: int = 9_200  # from this step on the loss is the 4-bit model's; -1: never
+    quantised_from: int = 5_400  # from this step on the loss is the 4-bit model's; -1: never
     bfloat16: bool = False  # compute in bfloat16, on float32 parameters (slower on a CPU, faster on a GPU)
     seed: int = 0
 
@@ -51,8 +52,10 @@ class State:
     history: list[dict] = field(default_factory=list)  # a line for each step reported
 
     @classmethod
-    def fresh(cls, model: GPTConfig, seed: int) -> State:
-        parameters = init_parameters(model, seed)
+    def fresh(cls, model: GPTConfig, seed: int, twins: Mapping[int, int] | None = None) -> State:
+        """Before the first step. twins: as from tokenizer.twins."""
+        parameters = with_induction(init_parameters(model, seed), model, seed)
+        parameters = with_twins(parameters, twins or {}, seed)
         zeros = {name: mx.zeros_like(p) for name, p in parameters.items()}
         return cls(parameters, zeros, dict(zeros))
 

@@ -4,12 +4,14 @@ Every word list is closed: a story that uses another word is not one of ours, an
 """
 
 GIRLS = (
-    "Anna", "Bella", "Clara", "Daisy", "Ella", "Freya", "Hanna", "Ivy", "Julia", "Kira",
-    "Lily", "Mia", "Nora", "Olga", "Rosa", "Sara", "Tessa", "Vera", "Wilma", "Zoe",
+    "Anna", "Bella", "Clara", "Daisy", "Ella", "Freya", "Gina", "Hanna", "Helga", "Ivy", "Julia", "Kira",
+    "Lena", "Lily", "Maud", "Mia", "Nina", "Nora", "Olga", "Paula", "Rita", "Rosa", "Sara", "Selma",
+    "Tessa", "Tilda", "Ursula", "Vera", "Wilma", "Zoe",
 )  # fmt: skip
 BOYS = (
-    "Adam", "Ben", "Carl", "David", "Emil", "Finn", "Hugo", "Ivan", "Jack", "Karl",
-    "Leo", "Max", "Noah", "Otto", "Paul", "Rico", "Sam", "Tom", "Victor", "Yuri",
+    "Adam", "Ben", "Bruno", "Carl", "David", "Dino", "Emil", "Eric", "Felix", "Finn", "Gustav", "Henry",
+    "Hugo", "Ivan", "Jack", "Karl", "Lars", "Leo", "Max", "Milo", "Noah", "Oscar", "Otto", "Paul", "Rico",
+    "Sam", "Simon", "Tom", "Victor", "Yuri",
 )  # fmt: skip
 NAMES = GIRLS + BOYS
 
@@ -37,36 +39,48 @@ COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "pink", 
 
 # None begins with a vowel: an article would have to be chosen before its noun.
 THINGS = (
-    "badge", "bag", "ball", "balloon", "bandage", "banner", "barrel", "basket", "bat", "bead", "bell",
-    "belt", "bicycle", "blanket", "blouse", "boat", "book", "bottle", "bow", "bowl", "box", "bracelet",
-    "bracket", "broom", "brush", "bucket", "button", "cage", "calendar", "camera", "candle", "canoe",
-    "cap", "cape", "card", "carpet", "cart", "cello", "chain", "chair", "chest", "clock", "coin",
-    "comb", "compass", "cork", "cradle", "crayon", "crown", "crystal", "cup", "cushion", "diary",
-    "doll", "drawer", "dress", "drum", "fan", "feather", "fiddle", "flag", "flower", "flute", "folder",
-    "fork", "frame", "funnel", "gem", "globe", "glove", "guitar", "hairpin", "hammer", "handkerchief",
-    "harp", "helmet", "hook", "hoop", "horn", "jacket", "jar", "jersey", "jewel", "jug", "kettle",
-    "key", "keyring", "kite", "knife", "ladder", "lamp", "leaf", "letter", "locket", "magnet", "map",
-    "marble", "mask", "medal", "mirror", "mitten", "mug", "napkin", "necklace", "needle", "net",
-    "notebook", "paddle", "painting", "pan", "paper", "parcel", "pebble", "pen", "pencil", "photo",
-    "piano", "pillow", "pin", "pipe", "pitcher", "plate", "poster", "pot", "puppet", "purse", "puzzle",
-    "quilt", "racket", "raft", "rake", "rattle", "ribbon", "ring", "robe", "rope", "rug", "ruler",
-    "sack", "saddle", "sandal", "scarf", "scooter", "scroll", "shell", "shirt", "shoe", "shovel",
-    "skate", "skirt", "sled", "slipper", "sock", "spade", "sponge", "spool", "spoon", "stamp", "star",
-    "statue", "stick", "stone", "suitcase", "sweater", "sword", "tambourine", "teapot", "thimble",
-    "ticket", "top", "torch", "towel", "toy", "train", "tray", "truck", "trumpet", "trunk", "vase",
-    "vest", "violin", "wagon", "wallet", "watch", "wheel", "whisk", "whistle", "wreath", "zipper",
+    "backpack", "badge", "bag", "ball", "balloon", "bandage", "bangle", "banner", "barrel", "barrow",
+    "basin", "basket", "bat", "bead", "beaker", "bell", "belt", "bench", "bicycle", "binder", "blade",
+    "blanket", "block", "blouse", "board", "boat", "bolt", "bonnet", "book", "boot", "bottle", "bow",
+    "bowl", "box", "bracelet", "bracket", "brick", "brooch", "broom", "brush", "bucket", "buckle", "bugle",
+    "button", "cage", "calendar", "camera", "candle", "cane", "canister", "canoe", "canvas", "cap", "cape",
+    "card", "carpet", "cart", "casket", "cello", "chain", "chair", "charm", "chest", "chime",
+    "clip", "cloak", "clock", "cloth", "coaster", "coin", "collar", "comb", "compass", "cone", "copybook",
+    "cord", "cork", "cradle", "crate", "crayon", "crown", "crystal", "cube", "cup", "curtain", "cushion",
+    "cymbal", "dagger", "dial", "diary", "disc", "dish", "doll", "dollhouse", "drawer", "dress", "drum",
+    "dustpan", "fan", "feather", "fiddle", "flag", "flask", "flower", "flute", "folder", "fork", "frame",
+    "funnel", "garland", "gem", "globe", "glove", "goblet", "gong", "gown", "grater", "guitar", "hairpin",
+    "hammer", "hamper", "handkerchief", "harness", "harp", "helmet", "hook", "hoop", "horn", "hose",
+    "jacket", "jar", "jersey", "jewel", "jug", "jumper", "kettle", "key", "keyring", "kite", "knife",
+    "ladder", "ladle", "lamp", "lasso", "leaf", "leash", "lens", "letter", "lid", "lock", "locket", "lute",
+    "magnet", "mallet", "map", "marble", "mask", "mat", "mattress", "medal", "megaphone", "mirror",
+    "mitten", "moccasin", "mop", "mug", "nail", "napkin", "necklace", "needle", "nest", "net", "notebook",
+    "package", "paddle", "padlock", "painting", "palette", "pan", "paper", "parcel", "pebble", "pen",
+    "pencil", "photo", "piano", "pillow", "pin", "pipe", "pitcher", "pitchfork", "plank", "plaque", "plate",
+    "pointer", "poster", "pot", "pouch", "prism", "pump", "puppet", "purse", "puzzle", "quilt", "racket",
+    "raft", "rag", "rake", "rattle", "ribbon", "ring", "robe", "rocket", "rod", "roller", "rope", "rug",
+    "ruler", "sack", "saddle", "sandal", "satchel", "saucer", "saw", "scale", "scarf", "scooter", "screen",
+    "scroll", "seal", "shawl", "shell", "shield", "shirt", "shoe", "shovel", "sieve", "sign", "skate",
+    "skirt", "sled", "sleigh", "sling", "slipper", "sock", "spade", "spear", "sponge", "spool", "spoon",
+    "spring", "stamp", "star", "statue", "stick", "stone", "stool", "strap", "suitcase", "surfboard",
+    "sweater", "swing", "sword", "tablecloth", "tag", "tambourine", "teapot", "thimble", "ticket", "tile",
+    "tin", "top", "torch", "towel", "toy", "tractor", "train", "tray", "trolley", "trombone", "truck",
+    "trumpet", "trunk", "tube", "tunic", "vase", "veil", "vest", "violin", "wagon", "wallet", "wand",
+    "watch", "wheel", "whisk", "whistle", "windmill", "wreath", "wrench", "zipper", "zither",
 )  # fmt: skip
 
 FOODS = (
     "apples", "pears", "plums", "cherries", "grapes", "lemons", "melons", "berries", "nuts", "carrots",
     "beans", "potatoes", "tomatoes", "onions", "eggs", "cookies", "cakes", "pies", "rolls", "pancakes",
-    "noodles", "mushrooms", "peaches", "figs",
+    "noodles", "mushrooms", "peaches", "figs", "beets", "dates", "pretzels", "waffles", "radishes",
+    "turnips", "walnuts", "olives", "peppers", "muffins",
 )  # fmt: skip
 
 PLACES = (
     "park", "forest", "garden", "meadow", "beach", "harbour", "market", "library", "school", "kitchen",
-    "attic", "cellar", "barn", "stable", "mill", "castle", "tower", "cave", "valley", "village",
-    "square", "station", "bakery", "museum", "tent", "cabin", "farm", "orchard", "church", "office",
+    "attic", "cellar", "barn", "stable", "mill", "castle", "tower", "cave", "valley", "village", "square",
+    "station", "bakery", "museum", "tent", "cabin", "farm", "orchard", "church", "office", "bridge", "lake",
+    "theatre", "hotel", "palace", "temple", "shop", "playground", "desert", "canyon",
 )  # fmt: skip
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
