@@ -96,7 +96,7 @@ def test_every_sample_passes_its_own_check_and_no_other_reply_does(split: str) -
         item = sample(split, index)
         for prompt, want in item.prompts():
             assert item.grade(prompt, want, want.content) == [], text_of(item)
-            for wrong in ("", want.content[:-5], want.content + " Anna thanked Ben."):
+            for wrong in ("", want.content[:-5], want.content + " Anna said thank you to Ben."):
                 assert item.grade(prompt, want, wrong) or "<tool_call>" in want.content, wrong
             kinds.add((item.kind, item.plain, want.content[:11] == "<tool_call>"))
     # Stories and questions, each plain and as chat; long questions; tool calls; answers after one.
@@ -136,14 +136,15 @@ STUCK = (
     "The wind blew the kite into a tall tree. Anna was sad because the kite was in the tree. "
     "Anna could not climb. Then Ben the cat came to the park. Ben could climb very well. "
     "Ben climbed up the tree and got the kite. Ben gave the kite to Anna. "
-    "Anna was happy because she had the kite again. Anna thanked Ben. Then Anna went home with the red kite."
+    "Anna was happy because she had the kite again. Anna thanked Ben the cat. "
+    "Then Anna the otter went home with the red kite."
 )
 SHARED = (
     "There once lived Tom the boy. Tom had a drum, and the drum was blue. At first Tom had seven plums. "
     "One day Tom took the drum to the farm. Then Mia the girl came to the farm. "
     "Mia was hungry because she had no food. Tom gave three plums to Mia. "
     "Now Tom had four plums and Mia had three plums. "
-    "Mia ate the plums and was not hungry any more. Mia thanked Tom. Tom and Mia became good friends."
+    "Mia ate the plums and was not hungry any more. Mia thanked Tom the boy. Tom and Mia became good friends."
 )
 LOST = (
     "Once upon a time there was Ivy the girl. Ivy had a doll, and the doll was pink. "
@@ -152,7 +153,8 @@ LOST = (
     "Ivy looked in the school, but the doll was not there. "
     "In the school there was also Leo the owl. "
     "Leo told Ivy to think, and Ivy thought of the barn. So Ivy and Leo went back to the barn. "
-    "Leo found the doll in the barn. Leo gave the doll to Ivy. Ivy thanked Leo. Ivy took the pink doll home."
+    "Leo found the doll in the barn. Leo gave the doll to Ivy. Ivy said thank you to Leo. "
+    "Ivy took the pink doll home."
 )
 
 
@@ -168,17 +170,19 @@ def test_consistent_stories_have_no_faults(story: str) -> None:
         (STUCK, "because she had", "because he had", "Anna is she, not he"),
         (STUCK, "was in the tree", "was in the water", "the kite is not in the water"),
         (STUCK, "Ben gave the kite to Anna. ", "", "Anna does not have the kite"),
-        (STUCK, "Ben the cat", "Ben the mole", "Ben cannot climb"),
+        (STUCK, "Then Ben the cat", "Then Ben the mole", "Ben cannot climb"),
         (STUCK, "Ben climbed up the tree", "Ben swam across the water", "that does not free the kite"),
         (STUCK, "Anna could not climb", "Anna could not swim", "Anna can swim"),
         (STUCK, "came to the park", "came to the mill", "nobody is in the mill"),
         (STUCK, "and the kite was red", "and the drum was red", "not a sentence"),
-        (STUCK, "Anna thanked Ben", "Ben thanked Anna", "Anna did nothing for Ben"),
-        (STUCK, " Then Anna went home with the red kite.", "", "the story stops before its end"),
+        (STUCK, "Anna thanked Ben the cat", "Ben thanked Anna the otter", "Anna did nothing for Ben"),
+        (STUCK, "thanked Ben the cat", "thanked Ben the frog", "Ben is no frog"),
+        (STUCK, "Then Anna the otter", "Then Anna the swan", "Anna is no swan"),
+        (STUCK, " Then Anna the otter went home with the red kite.", "", "the story stops before its end"),
         (STUCK, "got the kite", "got the bell", "no bell has been mentioned"),
         (STUCK, "Anna thanked Ben", "Anna thanked Zoe", "Zoe has not been introduced"),
         (STUCK, "Anna thanked Ben", "Anna sang to Ben", "not a sentence of these stories"),
-        (STUCK, "Anna thanked Ben.", "Anna thanked Ben. Anna thanked Ben.", "a sentence is told twice"),
+        (STUCK, "Anna thanked Ben the cat.", "Anna thanked Ben the cat. Anna thanked Ben the cat.", "a sentence is told twice"),
         (SHARED, "had four plums", "had five plums", "Tom has 4 plums"),
         (SHARED, "gave three", "gave nine", "Tom has 7 plums"),
         (SHARED, "Mia the girl", "Mia the boy", "Mia is not a boy"),

@@ -132,13 +132,14 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     # How stories end.
     "gave": ("<name1> gave the <thing1> to <name2>.", "Then <name1> gave the <thing1> to <name2>."),
     "glad again": ("<name1> was happy because <she1> had the <thing1> again.",),
-    "thank": ("<name1> thanked <name2>.", "<name1> said thank you to <name2>."),
+    # Who they are is said again here: what is never said twice, a model does not learn to look up.
+    "thank": ("<name1> thanked <name2> the <kind2>.", "<name1> said thank you to <name2>."),
     "friends": (
-        "From that day on <name1> and <name2> were friends.",
+        "From that day on <name1> the <kind1> and <name2> the <kind2> were friends.",
         "<name1> and <name2> became good friends.",
     ),
     "home": (
-        "Then <name1> went home with the <colour1> <thing1>.",
+        "Then <name1> the <kind1> went home with the <colour1> <thing1>.",
         "<name1> took the <colour1> <thing1> home.",
     ),
 }
@@ -241,8 +242,10 @@ class World:
         kind, slots = event
         name = {key: word for key, word in slots.items() if key.startswith("name")}
         if kind not in ("meet", "arrive"):
-            for who in name.values():
+            for slot, who in name.items():
                 self.need(who in self.kind, f"{who} has not been introduced")
+                kind_told = slots.get(f"kind{slot[-1]}", self.kind.get(who))
+                self.need(kind_told == self.kind.get(who), f"{who} is no {kind_told}")
         if len(set(name.values())) < len(name):
             self.faults.append("somebody does something to themselves")
         if "she1" in slots:
@@ -312,9 +315,7 @@ class World:
         self.need(any(TRAPS[where][0] == able1 for where in self.trap.values()), f"nothing asks to {able1}")
 
     def _can(self, name1: str, able1: str, kind1: str = "") -> None:
-        kind = self.kind.get(name1, "")
-        self.need(not kind1 or kind1 == kind, f"{name1} is no {kind1}")
-        self.need(ABILITY_OF.get(kind) == able1, f"{name1} cannot {able1}")
+        self.need(ABILITY_OF.get(self.kind.get(name1, "")) == able1, f"{name1} cannot {able1}")
 
     def _free(self, name1: str, deed1: str, thing1: str) -> None:
         ability, _, deed = TRAPS.get(self.trap.get(thing1, ""), ("", "", ""))
@@ -462,13 +463,13 @@ class World:
         self.needs_holder(name1, thing1)
         self.need(self.owner.get(thing1) == name1, f"the {thing1} was not {name1}'s before")
 
-    def _thank(self, name1: str, name2: str) -> None:
+    def _thank(self, name1: str, name2: str, kind2: str = "") -> None:
         self.need((name2, name1) in self.helped, f"{name2} did nothing for {name1}")
 
-    def _friends(self, name1: str, name2: str) -> None:
+    def _friends(self, name1: str, name2: str, kind1: str = "", kind2: str = "") -> None:
         pass
 
-    def _home(self, name1: str, colour1: str, thing1: str) -> None:
+    def _home(self, name1: str, colour1: str, thing1: str, kind1: str = "") -> None:
         self.needs_holder(name1, thing1)
 
 
@@ -500,22 +501,22 @@ class Cast:
 
 
 def _kind(rng: random.Random, name: str) -> str:
-    """Half of all characters are children."""
+    """A quarter of all characters are children."""
     child = "girl" if name in GIRLS else "boy"
-    return child if rng.random() < 0.5 else rng.choice(tuple(ABILITY_OF))
+    return child if rng.random() < 0.25 else rng.choice(tuple(ABILITY_OF))
 
 
 def _stuck(c: Cast, rng: random.Random) -> Iterator[Event]:
     mine = ABILITY_OF.get(c.hero_kind)
     where = rng.choice([w for w, (ability, _, _) in TRAPS.items() if ability != mine])
     able, _, deed = TRAPS[where]
-    helper = rng.choice([kind for kind, ability in ABILITY_OF.items() if ability == able])
+    c.friend_kind = rng.choice([kind for kind, ability in ABILITY_OF.items() if ability == able])
     yield "take", {"name1": c.hero, "thing1": c.thing, "place1": c.place}
     yield f"stuck {where}", {"thing1": c.thing}
     yield "sad stuck", {"name1": c.hero, "thing1": c.thing, "where1": where}
     yield "cannot", {"name1": c.hero, "able1": able}
-    yield "arrive", {"name1": c.friend, "kind1": helper, "place1": c.place}
-    yield "can", {"name1": c.friend, "able1": able, "kind1": helper}
+    yield "arrive", {"name1": c.friend, "kind1": c.friend_kind, "place1": c.place}
+    yield "can", {"name1": c.friend, "able1": able, "kind1": c.friend_kind}
     yield "free", {"name1": c.friend, "deed1": deed, "thing1": c.thing}
     yield from _return_to_hero(c, rng)
 
@@ -523,14 +524,19 @@ def _stuck(c: Cast, rng: random.Random) -> Iterator[Event]:
 def _return_to_hero(c: Cast, rng: random.Random) -> Iterator[Event]:
     yield "gave", {"name1": c.friend, "thing1": c.thing, "name2": c.hero}
     yield "glad again", {"name1": c.hero, "thing1": c.thing}
-    yield "thank", {"name1": c.hero, "name2": c.friend}
+    yield "thank", {"name1": c.hero, "name2": c.friend, "kind2": c.friend_kind}
     yield _ending(c, rng)
 
 
 def _ending(c: Cast, rng: random.Random) -> Event:
     if rng.random() < 0.5:
-        return "friends", {"name1": c.hero, "name2": c.friend}
-    return "home", {"name1": c.hero, "colour1": c.colour, "thing1": c.thing}
+        return _friends(c)
+    return "home", {"name1": c.hero, "kind1": c.hero_kind, "colour1": c.colour, "thing1": c.thing}
+
+
+def _friends(c: Cast) -> Event:
+    kinds = {"kind1": c.hero_kind, "kind2": c.friend_kind}
+    return "friends", {"name1": c.hero, "name2": c.friend} | kinds
 
 
 def _lost(c: Cast, rng: random.Random) -> Iterator[Event]:
@@ -573,7 +579,7 @@ def _shared(c: Cast, rng: random.Random) -> Iterator[Event]:
         "name2": c.friend, "number2": NUMBERS[given],
     }  # fmt: skip
     yield "eat", {"name1": c.friend, "food1": c.food}
-    yield "thank", {"name1": c.friend, "name2": c.hero}
+    yield "thank", {"name1": c.friend, "name2": c.hero, "kind2": c.hero_kind}
     yield _ending(c, rng)
 
 
@@ -586,7 +592,7 @@ def _weather(c: Cast, rng: random.Random) -> Iterator[Event]:
     yield "own", {"name1": c.friend, "colour1": c.other_colour, "thing1": remedy}
     yield "gave", {"name1": c.friend, "thing1": remedy, "name2": c.hero}
     yield "relieved", {"name1": c.hero, "better1": better, "thing1": remedy}
-    yield "thank", {"name1": c.hero, "name2": c.friend}
+    yield "thank", {"name1": c.hero, "name2": c.friend, "kind2": c.friend_kind}
     yield _ending(c, rng)
 
 
@@ -598,9 +604,10 @@ def _swapped(c: Cast, rng: random.Random) -> Iterator[Event]:
     yield "swap", {"name1": c.hero, "name2": c.friend}
     yield "after swap", {"name1": c.hero, "thing1": c.other_thing, "name2": c.friend, "thing2": c.thing}
     if rng.random() < 0.5:
-        yield "friends", {"name1": c.hero, "name2": c.friend}
+        yield _friends(c)
     else:
-        yield "home", {"name1": c.hero, "colour1": c.other_colour, "thing1": c.other_thing}
+        got = {"colour1": c.other_colour, "thing1": c.other_thing}
+        yield "home", {"name1": c.hero, "kind1": c.hero_kind} | got
 
 
 def _gift(c: Cast, rng: random.Random) -> Iterator[Event]:
@@ -610,7 +617,7 @@ def _gift(c: Cast, rng: random.Random) -> Iterator[Event]:
     yield "buy", {"name1": c.friend, "colour1": c.colour, "thing1": c.thing, "place1": c.place}
     yield "gave", {"name1": c.friend, "thing1": c.thing, "name2": c.hero}
     yield "gift", {"name1": c.hero, "name2": c.friend}
-    yield "thank", {"name1": c.hero, "name2": c.friend}
+    yield "thank", {"name1": c.hero, "name2": c.friend, "kind2": c.friend_kind}
     yield _ending(c, rng)
 
 
