@@ -22,6 +22,8 @@ from .runner import COSTLY_CHECKS, PATIENCE, stuck_reason
 
 POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.1
+SHARE_OF_TIME = 0.8  # of a check's seconds, spent computing, is what it may use
+WAITING = 4  # times its seconds is what a check may wait for
 
 
 class OutOfTime(Exception):
@@ -188,6 +190,7 @@ class _Following:
         self.current = ""  # the running check
         self.done = False
         self.since = time.monotonic()
+        self.computed: float | None = None  # processor seconds of the child when the check began
 
     def to_the_end(self) -> bool:
         """True when the child is ready for more; False when it is lost, its check judged."""
@@ -211,13 +214,26 @@ class _Following:
                 if processes.memory_of(self.child.process) > limit * 2**30:
                     self._lost(Outcome.OUT_OF_MEMORY, f"Used more than {limit:g} GiB of memory.")
                     return False
-            if now - self.since > self.trials.check_seconds:
+            if self._too_long(now):
                 self._lost(Outcome.TIMED_OUT, stuck_reason(now - self.since))
                 return False
             self.trials.look_at_the_clock()
 
+    def _too_long(self, now: float) -> bool:
+        """Whether the running check has had its seconds, of the processor: other work on the machine is not
+        its doing. A check that waits and computes nothing has a few times as many."""
+        taken = now - self.since
+        if self.computed is None and taken > POLL_SECONDS:
+            self.computed = processes.computed_by(self.child.process)
+        if taken <= self.trials.check_seconds or self.computed is None:
+            return False
+        spent = processes.computed_by(self.child.process) - self.computed
+        return (
+            spent > SHARE_OF_TIME * self.trials.check_seconds or taken > WAITING * self.trials.check_seconds
+        )
+
     def _take(self, event: Mapping[str, Any]) -> None:
-        self.since = time.monotonic()
+        self.since, self.computed = time.monotonic(), None
         match event["event"]:
             case "imported":
                 self.importing = False
