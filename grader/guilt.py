@@ -25,6 +25,8 @@ WRONG = (Outcome.FAILED, Outcome.CRASHED, Outcome.TIMED_OUT, Outcome.OUT_OF_MEMO
 COSTLY = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
 UNFIT = ("TypeError", "AttributeError", "ImportError")  # what code says that does not fit the reference's
 SAMPLE_SECONDS = 0.5  # of failing checks that each trial runs; what they find is confirmed on all of them
+ALL_EARLIER = "all earlier days"  # label of a trial
+CONFIRM_SECONDS = 1.5  # of failing checks that the confirmation runs where there is a deadline
 ROUNDS = 3  # of searching again for the checks that a found set leaves failing
 LARGEST_TRIED_SET = 2  # larger sets are found by leaving days out of all, not by trying each
 
@@ -221,28 +223,28 @@ class Inquiry:
         confirmed = True
         for _ in range(ROUNDS):
             ids = sample(left)
-            found = self._blame(ids, guilty)
+            found = self._blame(ids)
             guilty += [d for d in found.days if d not in guilty]
             own |= found.own
             misfit |= found.misfit
             hopeless |= found.hopeless
             mended |= found.mended
-            everything = [r.id for r in failing if r.id not in hopeless]
             if len(ids) == len(left):
                 break
+            judged = self._to_confirm([r for r in failing if r.id not in hopeless])
+            confirmed = len(judged) + len(hopeless) == len(failing)
             try:
-                passed = self._passing(
-                    [*guilty, *([self.day] if own else [])], everything, "all that is at fault"
-                )
+                own_day = [self.day] if own else []
+                passed = self._passing([*guilty, *own_day], [r.id for r in judged], "all at fault")
             except OutOfTime:
                 confirmed = False
                 break
             mended |= passed
-            left = [r for r in failing if r.id not in passed and r.id not in hopeless]
+            left = [r for r in judged if r.id not in passed]
             if not left:
                 break
         else:
-            confirmed = not left
+            confirmed = False
         guilty.sort(key=self.course.days.index)
         guilt = replace(
             guilt,
@@ -255,11 +257,19 @@ class Inquiry:
             return replace(guilt, own_checks=tuple(i for i in guilt.failing if i not in hopeless))
         return replace(guilt, culprits=self._culprits(guilty, failing, mended, bool(own)))
 
+    def _to_confirm(self, failing: Sequence[Tried]) -> list[Tried]:
+        """All that fail; where there is a deadline, the quick ones."""
+        if self.runs.deadline is None:
+            return list(failing)
+        quick = sorted(failing, key=lambda r: r.seconds)
+        spent = itertools.accumulate(r.seconds for r in quick)
+        return [r for r, seconds in zip(quick, spent, strict=True) if seconds <= CONFIRM_SECONDS]
+
     # ---- which days
 
-    def _blame(self, ids: tuple[str, ...], known: Sequence[Day]) -> _Blame:
-        """Whose code must be the reference's for these checks to pass. `known` are guilty already."""
-        earlier = self._passing(self.earlier, ids, "all earlier days")
+    def _blame(self, ids: tuple[str, ...]) -> _Blame:
+        """Whose code must be the reference's for these checks to pass."""
+        earlier = self._passing(self.earlier, ids, ALL_EARLIER)
         alone = self._passing([self.day], ids, own_label(self.day))
         rest = tuple(i for i in ids if i not in earlier | alone)
         together = self._passing([*self.earlier, self.day], rest, "everything") if rest else set()

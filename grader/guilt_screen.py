@@ -201,9 +201,10 @@ def _show_culprit(screen: Screen, found: Guilt, culprit: Culprit, solution: str)
     place = ", ".join(f"{solution}/{m}" for m in culprit.modules)
     screen.labelled("there", f"{place}{', ' if culprit.symbols else ''}{', '.join(culprit.symbols)}")
     screen.labelled("proof", _proof(found, culprit))
-    unfit = next((t.unfit for t in found.trials if t.label == guilt.label_of([day]) and t.unfit), "")
-    if unfit and len(found.culprits) > 1:
-        screen.labelled("", f"with the reference's day {day.id} alone: {unfit}")
+    swaps = (guilt.label_of([day]), guilt.ALL_EARLIER)
+    unfit = next((t.unfit for t in found.trials if t.label in swaps and t.unfit), "")
+    if unfit and (len(found.culprits) > 1 or found.kind is Kind.BOTH):
+        screen.labelled("", f"with it alone: {unfit}. Were names or arguments changed?")
     if culprit.own is None:
         screen.labelled("next", f"tinyllm-grade {day.name}", "bold")
     elif culprit.own.wrong is not None:

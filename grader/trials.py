@@ -23,6 +23,7 @@ from .runner import COSTLY_CHECKS, PATIENCE, stuck_reason
 POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.1
 SHARE_OF_TIME = 0.8  # of a check's seconds, spent computing, is what it may use
+BOOT_PATIENCE = 3  # times what a grading allows: nobody waits for a verdict here
 WAITING = 4  # times its seconds is what a check may wait for
 
 
@@ -167,8 +168,8 @@ class Trials:
             what, patience = PATIENCE[stage]
             if child.ended:
                 raise EnvironmentFault(f"{what} failed:\n{child.prints.text().strip()}")
-            if time.monotonic() - since > patience:
-                raise EnvironmentFault(f"{what} took more than {patience:.0f} s")
+            if time.monotonic() - since > BOOT_PATIENCE * patience:
+                raise EnvironmentFault(f"{what} took more than {BOOT_PATIENCE * patience:.0f} s")
             self.look_at_the_clock()
 
     def look_at_the_clock(self) -> None:

@@ -1,0 +1,182 @@
+"""`tinyllm-grade why`: the earlier day to blame, named from trials, on toy days and on the course's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tinyllm.grader import attempts, catalog, guilt
+from tinyllm.grader.authoring import guilt_sweep
+from tinyllm.grader.clone import find_clone
+from tinyllm.grader.tests import toy
+from tinyllm.grader.tests.toy import Toy
+from tinyllm.grader.trials import Trials, Variant
+
+WRONG_SUMS = "return mx.sum(x, axis=1) + 1"
+WRONG_MEANS = toy.MEANS.replace("/ self.D", "/ (self.D + 1)")
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Toy:
+    made = toy.make(tmp_path / "my clone")
+    made.sums()
+    made.write("exercises/week1/means.py", toy.MEANS)
+    return made
+
+
+def why(course: Toy, *arguments: str) -> dict:
+    done = course.grade("why", "day1.2", "--json", *arguments)
+    assert done.stderr == ""
+    value = json.loads(done.stdout)
+    assert value["exit_code"] == done.returncode
+    return value
+
+
+def test_an_earlier_day_is_to_blame(course: Toy) -> None:
+    course.sums(row_sums=WRONG_SUMS)
+    done = course.grade("why", "1.2", "-v")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert "Day 1.2's own code is right; it fails because of day 1.1, row_sums." in done.stdout
+    assert "exercises/week1/sums.py, row_sums" in done.stdout
+    assert "day 1.1, task 2, fails too: each row is summed" in done.stdout
+    assert "next       tinyllm-grade day1.1 --task 2" in done.stdout
+    assert "0 of 1 pass with day 1.2's own code from the reference" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    logged = [e for e in attempts.read(course.clone)[0] if e.kind == "why"]
+    assert [(e.day, e.data["guilty"]) for e in logged] == [("1.2", ["1.1"])]
+
+
+def test_a_failing_grade_says_so_by_itself(course: Toy) -> None:
+    course.sums(row_sums=WRONG_SUMS)
+    sentence = "Day 1.2's own code is right; it fails because of day 1.1, row_sums."
+    graded = course.grade("day1.2")
+    assert graded.returncode == 1
+    assert graded.stdout.index("day1.2: not passed yet") < graded.stdout.index(sentence)
+    assert sentence not in course.grade("day1.2", "--no-why", "--no-progress").stdout
+    assert "schema" in json.loads(course.grade("day1.2", "--json", "--no-progress").stdout)
+    # Where the earlier day was graded in the same command, the learner has been told already.
+    assert "own code is right" not in course.grade("week1", "--no-progress").stdout
+
+
+def test_the_days_own_code(course: Toy) -> None:
+    course.write("exercises/week1/means.py", WRONG_MEANS)
+    found = why(course, "--no-progress")
+    assert found["verdict"] == "own code"
+    assert found["guilty"] == []
+    assert found["own_code"]["at_fault"]
+    assert "Day 1.1 is not to blame" in course.grade("day1.2", "--no-progress").stdout
+    assert not attempts.read(course.clone)[0]
+
+
+def test_both_are_to_blame(course: Toy) -> None:
+    course.sums(row_sums=WRONG_SUMS)
+    course.write("exercises/week1/means.py", WRONG_MEANS)
+    found = why(course)
+    assert found["verdict"] == "own code and earlier day"
+    assert [g["day"] for g in found["guilty"]] == ["1.1"]
+    assert found["guilty"][0]["symbols"] == ["row_sums"]
+    assert "Two causes: day 1.2's own code, and day 1.1, row_sums." in course.grade("why", "1.2").stdout
+
+
+def test_a_changed_signature_is_told(course: Toy) -> None:
+    """The reference's module does not fit the learner's other one."""
+    wrong = "return mx.sum(x, axis=axis) + 1"
+    course.sums(row_sums=wrong)
+    sums = course.clone.exercises / "week1" / "sums.py"
+    sums.write_text(sums.read_text().replace("row_sums(x: mx.array)", "row_sums(x: mx.array, *, axis: int)"))
+    course.write("exercises/week1/means.py", toy.MEANS.replace("row_sums(x)", "row_sums(x, axis=1)"))
+    said = course.grade("why", "1.2").stdout
+    assert "Two causes" in said
+    assert "unexpected keyword argument 'axis'" in " ".join(said.split())
+
+
+def test_an_earlier_day_that_is_not_written(course: Toy) -> None:
+    course.write("exercises/week1/sums.py", toy.SUMS_STUB)
+    done = course.grade("why", "1.2")
+    assert done.returncode == 1
+    said = " ".join(done.stdout.split())
+    assert "Nothing is wrong in day 1.2; it stops at what is not written yet of day 1.1." in said
+    assert "tinyllm-grade day1.1" in said
+    assert "tried" not in course.grade("why", "1.2", "-v").stdout  # nothing had to be tried
+
+
+def test_nothing_to_explain(course: Toy) -> None:
+    passing = course.grade("why", "1.2")
+    assert passing.returncode == 0
+    assert "Day 1.2 passes" in passing.stdout
+    course.write("exercises/week1/means.py", toy.MEANS_STUB)
+    assert "Day 1.2 is not written yet" in course.grade("why", "1.2").stdout
+    course.sums(row_sums=WRONG_SUMS)
+    assert "this day builds on no other" in course.grade("why", "1.1").stdout
+    assert course.grade("why", "9.9").returncode == 2
+    assert course.grade("why", "1.2", "--task", "7").returncode == 2
+
+
+def test_a_gap_in_the_earlier_days_checks(course: Toy) -> None:
+    """Its own checks pass, yet it is its code: the function is named, and that they do not see it."""
+    course.sums(row_sums="return mx.sum(x, axis=1) + (x.shape[0] == 4)")
+    tests = toy.TESTS_2.replace("(3, 5)", "(4, 5)")
+    course.write("checkpoints/day1_2/test_means.py", tests)
+    found = why(course)
+    assert found["guilty"][0]["symbols"] == ["row_sums"]
+    assert found["guilty"][0]["own_checks"]["see_it"] is False
+    said = " ".join(course.grade("why", "1.2").stdout.split())
+    assert "all 5 of day 1.1 pass: they do not see it" in said
+    assert "tinyllm-grade diff day1.1 --task 2" in said
+
+
+@pytest.mark.parametrize("end", ["while True: pass", "import os; os._exit(0)"], ids=["hang", "crash"])
+def test_code_that_hangs_or_crashes(course: Toy, end: str) -> None:
+    course.write("checkpoints/course.toml", toy.COURSE.replace("check_seconds = 3", "check_seconds = 0.5"))
+    course.sums(row_sums=end)
+    found = why(course)
+    assert found["verdict"] == "earlier day"
+    assert [g["day"] for g in found["guilty"]] == ["1.1"]
+
+
+def test_a_module_that_cannot_be_imported(course: Toy) -> None:
+    course.sums(top="import nowhere_at_all")
+    assert why(course)["guilty"][0]["day"] == "1.1"
+
+
+def test_a_swapped_function_sees_the_learners_others(course: Toy) -> None:
+    """One name from the reference's file; what it calls, and who calls it, stay the tree's."""
+    course.write("reference/week1/sums.py", toy.SUMS.replace("mx.sum(x, axis=1)", "mx.sum(double(x), axis=1) / 2"))
+    course.sums(double="return 4 * x", row_sums="return x")
+    with Trials(course.clone, course.course, course.course.day("1.1")) as trials:
+        mended = trials.run(Variant(parts={"week1/sums.py": ("double",)}))
+        assert [r.outcome for r in mended.values() if r.task == 1] == ["passed"] * 3
+        assert "passed" not in [r.outcome for r in mended.values() if r.task == 2]
+        broken = trials.run(Variant(parts={"week1/sums.py": ("row_sums",)}))
+        assert "passed" not in [r.outcome for r in broken.values()]  # twice too much: the learner's double
+        assert trials.boots == 1
+
+
+def test_regions_of_a_kernel_are_swapped() -> None:
+    mine = "a\n// [task 1\nwrong\n// task 1]\nb\n// [task 2\nmine\n// task 2]\nc"
+    theirs = "x\n// [task 1\nright\nlonger\n// task 1]\ny\n// [task 2\ntheirs\n// task 2]\nz"
+    assert guilt.with_regions(mine, theirs, [1]) == mine.replace("wrong", "right\nlonger")
+    assert guilt.with_regions("no marks", theirs, [1]) is None
+
+
+def test_planted_misconceptions_are_traced_to_their_day() -> None:
+    """A few of `authoring why`'s plants, which tries them all."""
+    clone = find_clone()
+    course = catalog.load(clone)
+    answers = []
+    for name, wanted in CHOSEN.items():
+        plants = [p for p in guilt_sweep.plants(course, course.day(name)) if p.mistake.id in wanted]
+        assert len(plants) == len(wanted)
+        answers += guilt_sweep.ask(clone, course, plants)
+    print(guilt_sweep.table(answers))
+    assert [a.told for a in answers if not a.right] == []
+    assert sum(a.function for a in answers) >= len(answers) - 1
+
+
+CHOSEN = {
+    "1.3": {"second-sign-wrong", "weight-not-transposed", "sum-of-everything"},
+    "1.4": {"bias-left-out", "weight-reshaped"} - {"bias-left-out"},
+}
