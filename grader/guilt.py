@@ -41,6 +41,7 @@ class Kind(StrEnum):
     EARLIER = "earlier day"
     BOTH = "own code and earlier day"
     MISFIT = "misfit"  # either side works with the reference's other side
+    CHANCE = "passes when run again"
     COURSE = "course"  # it fails with the reference throughout
     UNDECIDED = "undecided"  # no time, or nothing that could be tried
 
@@ -224,6 +225,8 @@ class Inquiry:
         for _ in range(ROUNDS):
             ids = sample(left)
             found = self._blame(ids)
+            if found.misfit and found.misfit <= self._passing([], ids, "nothing"):
+                return replace(guilt, kind=Kind.CHANCE)  # either side mended it because nothing was wrong
             guilty += [d for d in found.days if d not in guilty]
             own |= found.own
             misfit |= found.misfit

@@ -46,7 +46,7 @@ def explain(
     else:
         screen.line()
         screen.line(f"{day.name}  {day.title}", "bold")
-        show(screen, clone, found, results, solution)
+        show(screen, found, results, solution)
     if record and solution == "exercises":
         _log(clone, course, found)
     return code
@@ -97,7 +97,7 @@ def after_grading(
             )
         else:
             screen.line()
-            show(screen, clone, found, results, solution)
+            show(screen, found, results, solution)
         if record and solution == "exercises":
             _log(clone, course, found)
         return
@@ -127,9 +127,7 @@ def _progress(screen: Screen, wanted: bool) -> Iterator[Callable[[str], None]]:
 # ---- in words
 
 
-def show(
-    screen: Screen, clone: Clone, found: Guilt, results: Sequence[Tried], solution: str = "exercises"
-) -> None:
+def show(screen: Screen, found: Guilt, results: Sequence[Tried], solution: str = "exercises") -> None:
     """The sentence, then what it rests on and what to type."""
     checks = {r.id: r for r in results}
     screen.paragraph(sentence(found), _style(found.kind), indent=2)
@@ -144,6 +142,8 @@ def show(
         screen.labelled("not written", said)
         if found.kind is Kind.NEEDS:
             screen.labelled("next", f"tinyllm-grade day{needed}", "bold")
+    if found.kind is Kind.CHANCE:
+        screen.labelled("next", f"tinyllm-grade {found.day.name}", "bold")
     if found.kind is Kind.NOT_WRITTEN:
         screen.labelled("next", f"tinyllm-grade read {found.day.name}", "bold")
     if screen.verbose:
@@ -184,6 +184,8 @@ def sentence(found: Guilt) -> str:
                 f"Day {found.day.id}'s code and {names} do not fit together: with the reference's in place "
                 "of either one it passes"
             )
+        case Kind.CHANCE:
+            return "Run again, the failing checks pass: they failed for lack of time, or by chance."
         case Kind.COURSE:
             return "It fails with the reference's code everywhere too: this is the course's fault, or chance."
     return "What is to blame was not found."

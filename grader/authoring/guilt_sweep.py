@@ -8,6 +8,7 @@ be in the later day itself.
 from __future__ import annotations
 
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +23,7 @@ from ..trials import Trials, Tried, Variant
 from . import mutants
 
 BAR = 0.95
-CHECK_SECONDS = 5.0  # a planted mistake that never ends may not take longer
-QUICK_SECONDS = 0.1  # checks that take the reference longer run only where no quicker one fails
+QUICK = 10  # checks that take the reference so many times the median are left out: they would take most of it
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,15 @@ class _Field:
 
     def __init__(self, clone: Clone, course: Course, later: Day) -> None:
         self.clone = clone
-        self._trials = Trials(clone, course, later, solution="reference", check_seconds=CHECK_SECONDS)
+        self._trials = Trials(clone, course, later, solution="reference")
         self._folder = tempfile.TemporaryDirectory(prefix="tinyllm-plants-")
         self._count = 0
         self._quick: list[str] = []
-        self._slow: list[str] = []
 
     def __enter__(self) -> _Field:
         timed = self._trials.run(Variant())
-        self._quick = [i for i, r in timed.items() if r.seconds <= QUICK_SECONDS]
-        self._slow = [i for i in timed if i not in self._quick]
+        usual = statistics.median(r.seconds for r in timed.values())
+        self._quick = [i for i, r in timed.items() if r.seconds <= QUICK * usual]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -182,16 +181,15 @@ class _Field:
         guilt = None
         if any(r.outcome in WRONG for r in results):
             guilt = Inquiry(self._trials, base=base, ask_own_checks=False).find(results)
+        if guilt is not None and guilt.kind is Kind.CHANCE:
+            guilt = None  # the machine was too busy for a check, and the plant is not seen
         return Answer(tuple(chosen), guilt, time.monotonic() - began)
 
     def fails(self, chosen: Sequence[Plant]) -> bool:
         return any(r.outcome in WRONG for r in self._graded(self._planted(chosen)))
 
     def _graded(self, base: Mapping[str, Path]) -> list[Tried]:
-        results = list(self._trials.run(Variant(base), self._quick).values())
-        if not any(r.outcome in WRONG for r in results) and self._slow:
-            results += self._trials.run(Variant(base), self._slow).values()
-        return results
+        return list(self._trials.run(Variant(base), self._quick).values())
 
     def _planted(self, chosen: Iterable[Plant]) -> dict[str, Path]:
         self._count += 1

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import pytest
 
-from tinyllm.grader import attempts, catalog, guilt
+from tinyllm.grader import attempts, catalog, guilt, guilt_screen, runner
 from tinyllm.grader.authoring import guilt_sweep
 from tinyllm.grader.clone import find_clone
+from tinyllm.grader.guilt import Kind
+from tinyllm.grader.render import Screen
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import Toy
 from tinyllm.grader.trials import Trials, Variant
@@ -26,12 +30,17 @@ def course(tmp_path: Path) -> Toy:
     return made
 
 
-def why(course: Toy, *arguments: str) -> dict:
-    done = course.grade("why", "day1.2", "--json", *arguments)
-    assert done.stderr == ""
-    value = json.loads(done.stdout)
-    assert value["exit_code"] == done.returncode
-    return value
+def ask(course: Toy, day: str = "1.2", *, own: bool = False) -> tuple[guilt.Guilt, str]:
+    """The answer, and the text of it; `own` asks the guilty day's own checks too."""
+    with Trials(course.clone, course.course, course.course.day(day)) as trials:
+        inquiry = guilt.Inquiry(trials, ask_own_checks=own)
+        results = inquiry.all_checks()
+        found = inquiry.find(results)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        guilt_screen.show(Screen(verbose=True), found, results)
+    assert max(map(len, said.getvalue().splitlines())) <= 80
+    return found, " ".join(said.getvalue().split())
 
 
 def test_an_earlier_day_is_to_blame(course: Toy) -> None:
@@ -56,61 +65,71 @@ def test_a_failing_grade_says_so_by_itself(course: Toy) -> None:
     assert graded.returncode == 1
     assert graded.stdout.index("day1.2: not passed yet") < graded.stdout.index(sentence)
     assert sentence not in course.grade("day1.2", "--no-why", "--no-progress").stdout
-    assert "schema" in json.loads(course.grade("day1.2", "--json", "--no-progress").stdout)
-    # Where the earlier day was graded in the same command, the learner has been told already.
-    assert "own code is right" not in course.grade("week1", "--no-progress").stdout
+
+
+def test_no_more_is_said_where_the_earlier_day_was_graded_too(course: Toy) -> None:
+    course.sums(row_sums=WRONG_SUMS)
+    both = [runner.grade(course.clone, course.course, day) for day in course.course.days]
+    for reports, expected in ((both, ""), (both[1:], "own code is right")):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            guilt_screen.after_grading(Screen(), course.clone, course.course, reports, record=False)
+        assert (expected in said.getvalue()) if expected else said.getvalue() == ""
 
 
 def test_the_days_own_code(course: Toy) -> None:
     course.write("exercises/week1/means.py", WRONG_MEANS)
-    found = why(course, "--no-progress")
+    done = course.grade("why", "1.2", "--json", "--no-progress")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
     assert found["verdict"] == "own code"
     assert found["guilty"] == []
     assert found["own_code"]["at_fault"]
-    assert "Day 1.1 is not to blame" in course.grade("day1.2", "--no-progress").stdout
+    assert found["exit_code"] == 1
     assert not attempts.read(course.clone)[0]
+    report = runner.grade(course.clone, course.course, course.course.day("1.2"))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        guilt_screen.after_grading(Screen(), course.clone, course.course, [report])
+    assert "Day 1.1 is not to blame" in said.getvalue()
 
 
 def test_both_are_to_blame(course: Toy) -> None:
     course.sums(row_sums=WRONG_SUMS)
     course.write("exercises/week1/means.py", WRONG_MEANS)
-    found = why(course)
-    assert found["verdict"] == "own code and earlier day"
-    assert [g["day"] for g in found["guilty"]] == ["1.1"]
-    assert found["guilty"][0]["symbols"] == ["row_sums"]
-    assert "Two causes: day 1.2's own code, and day 1.1, row_sums." in course.grade("why", "1.2").stdout
+    found, said = ask(course)
+    assert found.kind is Kind.BOTH
+    assert [(c.day.id, c.symbols) for c in found.culprits] == [("1.1", ("row_sums",))]
+    assert "Two causes: day 1.2's own code, and day 1.1, row_sums." in said
 
 
 def test_a_changed_signature_is_told(course: Toy) -> None:
     """The reference's module does not fit the learner's other one."""
-    wrong = "return mx.sum(x, axis=axis) + 1"
-    course.sums(row_sums=wrong)
+    course.sums(row_sums="return mx.sum(x, axis=axis) + 1")
     sums = course.clone.exercises / "week1" / "sums.py"
     sums.write_text(sums.read_text().replace("row_sums(x: mx.array)", "row_sums(x: mx.array, *, axis: int)"))
     course.write("exercises/week1/means.py", toy.MEANS.replace("row_sums(x)", "row_sums(x, axis=1)"))
-    said = course.grade("why", "1.2").stdout
-    assert "Two causes" in said
-    assert "unexpected keyword argument 'axis'" in " ".join(said.split())
+    found, said = ask(course)
+    assert found.kind is Kind.BOTH
+    assert "unexpected keyword argument 'axis'" in said
+    assert "Were names or arguments changed?" in said
 
 
 def test_an_earlier_day_that_is_not_written(course: Toy) -> None:
     course.write("exercises/week1/sums.py", toy.SUMS_STUB)
-    done = course.grade("why", "1.2")
-    assert done.returncode == 1
-    said = " ".join(done.stdout.split())
+    found, said = ask(course)
     assert "Nothing is wrong in day 1.2; it stops at what is not written yet of day 1.1." in said
     assert "tinyllm-grade day1.1" in said
-    assert "tried" not in course.grade("why", "1.2", "-v").stdout  # nothing had to be tried
+    assert found.trials == ()  # nothing had to be tried
 
 
 def test_nothing_to_explain(course: Toy) -> None:
-    passing = course.grade("why", "1.2")
-    assert passing.returncode == 0
-    assert "Day 1.2 passes" in passing.stdout
+    assert "Day 1.2 passes" in ask(course)[1]
     course.write("exercises/week1/means.py", toy.MEANS_STUB)
-    assert "Day 1.2 is not written yet" in course.grade("why", "1.2").stdout
+    assert "Day 1.2 is not written yet" in ask(course)[1]
     course.sums(row_sums=WRONG_SUMS)
-    assert "this day builds on no other" in course.grade("why", "1.1").stdout
+    assert "this day builds on no other" in ask(course, "1.1")[1]
     assert course.grade("why", "9.9").returncode == 2
     assert course.grade("why", "1.2", "--task", "7").returncode == 2
 
@@ -118,12 +137,9 @@ def test_nothing_to_explain(course: Toy) -> None:
 def test_a_gap_in_the_earlier_days_checks(course: Toy) -> None:
     """Its own checks pass, yet it is its code: the function is named, and that they do not see it."""
     course.sums(row_sums="return mx.sum(x, axis=1) + (x.shape[0] == 4)")
-    tests = toy.TESTS_2.replace("(3, 5)", "(4, 5)")
-    course.write("checkpoints/day1_2/test_means.py", tests)
-    found = why(course)
-    assert found["guilty"][0]["symbols"] == ["row_sums"]
-    assert found["guilty"][0]["own_checks"]["see_it"] is False
-    said = " ".join(course.grade("why", "1.2").stdout.split())
+    course.write("checkpoints/day1_2/test_means.py", toy.TESTS_2.replace("(3, 5)", "(4, 5)"))
+    found, said = ask(course, own=True)
+    assert found.culprits[0].symbols == ("row_sums",)
     assert "all 5 of day 1.1 pass: they do not see it" in said
     assert "tinyllm-grade diff day1.1 --task 2" in said
 
@@ -132,19 +148,31 @@ def test_a_gap_in_the_earlier_days_checks(course: Toy) -> None:
 def test_code_that_hangs_or_crashes(course: Toy, end: str) -> None:
     course.write("checkpoints/course.toml", toy.COURSE.replace("check_seconds = 3", "check_seconds = 0.5"))
     course.sums(row_sums=end)
-    found = why(course)
-    assert found["verdict"] == "earlier day"
-    assert [g["day"] for g in found["guilty"]] == ["1.1"]
+    found, _ = ask(course)
+    assert found.kind is Kind.EARLIER
+    assert [c.day.id for c in found.culprits] == ["1.1"]
 
 
 def test_a_module_that_cannot_be_imported(course: Toy) -> None:
     course.sums(top="import nowhere_at_all")
-    assert why(course)["guilty"][0]["day"] == "1.1"
+    assert [c.day.id for c in ask(course)[0].culprits] == ["1.1"]
+
+
+def test_what_is_not_found_in_time_is_offered(course: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    course.sums(row_sums=WRONG_SUMS)
+    report = runner.grade(course.clone, course.course, course.course.day("1.2"))
+    monkeypatch.setattr(guilt_screen, "GRADE_SECONDS", 0.0)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        guilt_screen.after_grading(Screen(), course.clone, course.course, [report])
+    assert "tinyllm-grade why day1.2" in said.getvalue()
 
 
 def test_a_swapped_function_sees_the_learners_others(course: Toy) -> None:
     """One name from the reference's file; what it calls, and who calls it, stay the tree's."""
-    course.write("reference/week1/sums.py", toy.SUMS.replace("mx.sum(x, axis=1)", "mx.sum(double(x), axis=1) / 2"))
+    course.write(
+        "reference/week1/sums.py", toy.SUMS.replace("mx.sum(x, axis=1)", "mx.sum(double(x), axis=1) / 2")
+    )
     course.sums(double="return 4 * x", row_sums="return x")
     with Trials(course.clone, course.course, course.course.day("1.1")) as trials:
         mended = trials.run(Variant(parts={"week1/sums.py": ("double",)}))
@@ -177,6 +205,6 @@ def test_planted_misconceptions_are_traced_to_their_day() -> None:
 
 
 CHOSEN = {
-    "1.3": {"second-sign-wrong", "weight-not-transposed", "sum-of-everything"},
-    "1.4": {"bias-left-out", "weight-reshaped"} - {"bias-left-out"},
+    "1.3": {"second-sign-wrong", "sum-of-everything"},
+    "1.4": {"weight-not-transposed"},
 }
