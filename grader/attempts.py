@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -147,6 +147,11 @@ def diff_event(day: str, task: int | None = None, *, at: datetime | None = None)
 def read_event(day: str, *, at: datetime | None = None) -> dict[str, Any]:
     """The day's lesson was shown."""
     return _event("read", day, at)
+
+
+def why_event(day: str, verdict: str, guilty: Sequence[str], *, at: datetime | None = None) -> dict[str, Any]:
+    """`why` was answered: a value of guilt.Kind, and the ids of the earlier days to blame."""
+    return _event("why", day, at, verdict=verdict, guilty=list(guilty))
 
 
 def snapshot_event(

@@ -19,20 +19,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .catalog import Day
+    from .clone import Clone
 
 
 def main(job: Mapping[str, Any]) -> None:
     """Run one job. Ends the process itself: a learner's thread that never ends must not keep it alive."""
-    die_with_parent(job["lifeline"])
-    stacks = Path(job["stack_file"]).open("w")  # noqa: SIM115 - faulthandler writes to it to the end
-    faulthandler.enable(file=stacks)  # a segfault or SIGABRT leaves the Python stack here
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    for habit in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):  # what the learner likes for their own projects
-        os.environ.pop(habit, None)
-    os.environ["TINYLLM_ROOT"] = job["root"]  # the models that checks load are this clone's
-    # kernels.blas is not used here: it takes 5 to 20 ms of every verdict, the checks' products are tiny, and
-    # what a check measures should not depend on whether the machine has a compiler.
+    settle_in(job)
 
     import pytest
 
@@ -57,17 +53,34 @@ def main(job: Mapping[str, Any]) -> None:
 
     signal.signal(signal.SIGUSR2, report_where)
     grading.prepare()
-    arguments = [
+    quiet = Quiet()
+    code = pytest.main(pytest_arguments(clone, day), plugins=[quiet, grading])
+    sys.stdout.flush()
+    emit("end", {"finished": grading.finished, "pytest": int(code), "said": quiet.errors})
+    os._exit(0)
+
+
+def settle_in(job: Mapping[str, Any]) -> None:
+    """What a child that runs checks does first. No learner code has run yet."""
+    die_with_parent(job["lifeline"])
+    stacks = Path(job["stack_file"]).open("w")  # noqa: SIM115 - faulthandler writes to it to the end
+    faulthandler.enable(file=stacks)  # a segfault or SIGABRT leaves the Python stack here
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for habit in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):  # what the learner likes for their own projects
+        os.environ.pop(habit, None)
+    os.environ["TINYLLM_ROOT"] = job["root"]  # the models that checks load are this clone's
+    # kernels.blas is not used here: it takes 5 to 20 ms of every verdict, the checks' products are tiny, and
+    # what a check measures should not depend on whether the machine has a compiler.
+
+
+def pytest_arguments(clone: Clone, day: Day) -> list[str]:
+    """How pytest is called on a day's checks, with nothing that it would do for a person."""
+    return [
         "-c", os.devnull, f"--rootdir={clone.root}", "--import-mode=importlib", "--noconftest",
         "-p", "no:cacheprovider", "-p", "no:junitxml", "-p", "no:doctest", "-p", "no:unittest",
         "-p", "no:faulthandler", "-p", "no:terminal", "-p", "no:threadexception",
         "-p", "no:unraisableexception", "-p", "no:warnings", "-s", *map(str, day.tests),
     ]  # fmt: skip
-    quiet = _Quiet()
-    code = pytest.main(arguments, plugins=[quiet, grading])
-    sys.stdout.flush()
-    emit("end", {"finished": grading.finished, "pytest": int(code), "said": quiet.errors})
-    os._exit(0)
 
 
 class Emitter:
@@ -85,13 +98,14 @@ class Emitter:
             payload = payload[os.write(self._fd, payload) :]
 
 
-class _Quiet:
+class Quiet:
     """Stands in for pytest's terminal reporter, which the child has no use for."""
 
     errors = ""  # why tests could not be collected
 
     def pytest_configure(self, config: Any) -> None:
         config.option.verbose = 0
+        config.option.tbstyle = "native"  # pytest's own long one takes 40 ms a failure, and nobody reads it
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:

@@ -118,6 +118,7 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit XML.")
 @click.option("--timeout", type=click.FloatRange(min=0.1), metavar="S", help="Seconds one check may take.")
 @click.option("--no-progress", is_flag=True, help="Write no log, tracker or snapshot.")
+@click.option("--no-why", is_flag=True, help="Do not ask which earlier day is to blame.")
 @click.option("-v", "--verbose", is_flag=True, help="Every failure, with tracebacks.")
 @reporting
 def grade(
@@ -129,6 +130,7 @@ def grade(
     junit: Path | None,
     timeout: float | None,
     no_progress: bool,
+    no_why: bool,
     verbose: bool,
 ) -> None:
     """Grade DAY, or the next unfinished day.
@@ -166,7 +168,26 @@ def grade(
             export.write_junit(graded.reports, junit)
         if as_json:
             click.echo(json.dumps(export.as_json(graded.reports, graded.exit_code), indent=2))
+    if not as_json and not no_why:
+        _ask_why(context, graded.reports, options)
     sys.exit(graded.exit_code)
+
+
+def _ask_why(context: Context, reports: list[DayReport], options: Any) -> None:
+    """Where a day failed that builds on others: say so if one of those is to blame."""
+    if not any(r.verdict.value == "not passed" and context.course.day(r.day).builds_on for r in reports):
+        return
+    from . import guilt_screen
+
+    guilt_screen.after_grading(
+        context.screen,
+        context.clone,
+        context.course,
+        reports,
+        solution=options.solution,
+        borrowed=options.borrow,
+        record=options.recorded,
+    )
 
 
 def _borrowed(context: Context, texts: tuple[str, ...], graded: tuple[Day, ...]) -> tuple[Day, ...]:
@@ -634,6 +655,59 @@ def read(day: str | None) -> None:
     os.environ.setdefault("LESS", "-RFX")  # colours as colours; a short text is just printed
     with console.pager(styles=True):
         console.print(Markdown(text, code_theme="ansi_dark"), width=context.screen.width)
+
+
+@main.command()
+@click.argument("day", required=False)
+@click.option("--task", "task", type=int, metavar="N", help="Only this task's checks.")
+@click.option(
+    "--solution",
+    type=click.Choice(["exercises", "reference"]),
+    default="exercises",
+    help="Which tree to look at (default: exercises).",
+)
+@click.option("--borrow", multiple=True, metavar="DAY", help="Take this day's modules from the reference.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
+@click.option("--no-progress", is_flag=True, help="Write nothing to the log.")
+@click.option("-v", "--verbose", is_flag=True, help="Every trial.")
+@reporting
+def why(
+    day: str | None,
+    task: int | None,
+    solution: str,
+    borrow: tuple[str, ...],
+    as_json: bool,
+    no_progress: bool,
+    verbose: bool,
+) -> None:
+    """Which day is to blame for what fails in DAY.
+
+    Runs the failing checks with the reference's modules in place of yours, one day at a time.
+    """
+    from . import guilt_screen
+
+    try:
+        context = Context(verbose=verbose)
+        chosen = context.next_day(day)
+        if task is not None:
+            chosen.task(task)
+        code = guilt_screen.explain(
+            context.screen,
+            context.clone,
+            context.course,
+            chosen,
+            solution=solution,
+            borrowed=_borrowed(context, borrow, (chosen,)),
+            only_task=task,
+            as_json=as_json,
+            record=not no_progress,
+        )
+    except CourseError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps({"schema": 1, "exit_code": error.exit_code, "error": error.message}))
+        code = error.exit_code
+    sys.exit(code)
 
 
 @main.command()

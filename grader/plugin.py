@@ -166,15 +166,17 @@ class Grading:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:
             return
-        self.emit(
-            "collected",
-            {
-                "checks": [
-                    {"id": check_id(i), "task": _task_number(i), "title": _title(i)} for i in session.items
-                ]
-            },
-        )
-        self._build_kernels(session.items)
+        self.make_ready(session.items)
+        self.import_modules()
+
+    def make_ready(self, items: list[pytest.Item]) -> None:
+        """Tell which checks there are, and compile what they need. No learner code has run yet."""
+        found = [{"id": check_id(i), "task": _task_number(i), "title": _title(i)} for i in items]
+        self.emit("collected", {"checks": found})
+        self._build_kernels(items)
+
+    def import_modules(self) -> None:
+        """Import the day's modules: the first learner code to run."""
         self.emit("importing", {})
         self._import_solution()
         self.emit("imported", {})

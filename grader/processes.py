@@ -74,6 +74,16 @@ def memory_of(process: subprocess.Popen[bytes]) -> int:
     return total
 
 
+def computed_by(process: subprocess.Popen[bytes]) -> float:
+    """Processor seconds that the child has used; 0 once it is gone."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        times = psutil.Process(process.pid).cpu_times()
+        return times.user + times.system
+    return 0.0
+
+
 def end_family(process: subprocess.Popen[bytes], token: str) -> None:
     """Kill the child, its process group and whatever it started, also what left the group; wait for all.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tinyllm.kernels.native import Kernels
 
 
-class _FreshLoader(importlib.machinery.SourceFileLoader):
+class FreshLoader(importlib.machinery.SourceFileLoader):
     """Compiles each time: a .pyc is dated in whole seconds, so after a quick edit the old code could run."""
 
     def get_code(self, fullname: str) -> CodeType:
@@ -82,7 +82,7 @@ class Tree(importlib.abc.MetaPathFinder):
             return importlib.util.spec_from_file_location(
                 fullname,
                 package,
-                loader=_FreshLoader(fullname, str(package)),
+                loader=FreshLoader(fullname, str(package)),
                 submodule_search_locations=[str(package.parent)],
             )
         if (self.folder / relative).is_dir():  # the learner lost an __init__.py; nothing hangs on it
@@ -92,6 +92,6 @@ class Tree(importlib.abc.MetaPathFinder):
         file = self.path_of(f"{relative}.py")
         if file.is_file():
             return importlib.util.spec_from_file_location(
-                fullname, file, loader=_FreshLoader(fullname, str(file))
+                fullname, file, loader=FreshLoader(fullname, str(file))
             )
         raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)

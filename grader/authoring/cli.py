@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from ..catalog import Course, Day
 from ..clone import Clone, find_clone
 from ..errors import CourseError
 from . import ci as ci_
-from . import fresh_progress, spec_checks
+from . import fresh_progress, guilt_sweep, spec_checks
 from . import imports as imports_
 from . import sanitize as sanitize_
 from . import stubs as stubs_
@@ -108,6 +109,24 @@ def verify(day: str, jobs: int, verbose: bool, third: int | None) -> None:
 
 
 @main.command()
+@click.argument("day", default="all")
+@click.option(
+    "--sample", type=click.IntRange(min=1), metavar="N", help="Only so many a day, drawn by --seed."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--pairs", type=click.IntRange(min=1), metavar="N", help="Instead: so many pairs a day.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Children at a time.")
+@click.option("-v", "--verbose", is_flag=True, help="A line for each plant.")
+def why(day: str, sample: int | None, seed: int, pairs: int | None, jobs: int, verbose: bool) -> None:
+    """Prove that `tinyllm-grade why` names the right day. DAY as in `tinyllm-grade`; default: all.
+
+    Plants every misconception of the days that a day builds on, one at a time; fails below 95 %.
+    """
+    clone, course = _load()
+    _end(_prove_why(clone, course, course.select(day), sample, seed, pairs, jobs, verbose=verbose))
+
+
+@main.command()
 @click.option("--quick", is_flag=True, help="Only for this processor, and without ThreadSanitizer.")
 def sanitize(quick: bool) -> None:
     """Run every kernel of reference/, and the thread pool, under sanitizers. Takes a C++ compiler."""
@@ -149,6 +168,37 @@ def _end(result: ci_.Result) -> None:
 def _sanitize(clone: Clone, *, quick: bool) -> ci_.Result:
     problems = sanitize_.problems(clone, sanitize_.builds(quick=quick), click.echo)
     return _told(problems, "The sanitizers find nothing in the kernels of reference/.")
+
+
+def _prove_why(
+    clone: Clone,
+    course: Course,
+    days: Sequence[Day],
+    sample: int | None,
+    seed: int,
+    pairs: int | None,
+    jobs: int,
+    *,
+    verbose: bool,
+) -> ci_.Result:
+    def told(answer: guilt_sweep.Answer) -> None:
+        if verbose or (answer.seen and not answer.right):
+            click.echo(f"  {answer.told}")
+
+    answers: list[guilt_sweep.Answer] = []
+    for later in (d for d in days if d.builds_on):
+        if pairs:
+            answers += guilt_sweep.ask_pairs(clone, course, later, pairs, seed, told=told)
+            continue
+        chosen = guilt_sweep.plants(course, later)
+        if sample and sample < len(chosen):
+            chosen = random.Random(seed).sample(chosen, sample)
+        mine = guilt_sweep.ask(clone, course, chosen, jobs=jobs, told=told)
+        answers += mine
+        click.echo(f"{later.name}  {sum(a.right for a in mine)} of {sum(a.seen for a in mine)}")
+    click.echo(guilt_sweep.pairs_told(answers) if pairs else guilt_sweep.table(answers))
+    enough = guilt_sweep.share(answers) >= guilt_sweep.BAR
+    return ci_.Result.of([] if enough else [f"why names the right day in {guilt_sweep.share(answers):.1%}"])
 
 
 def _check_stubs(clone: Clone, course: Course) -> ci_.Result:

@@ -20,6 +20,7 @@ from .stubs import NOT_COPIED
 CHILD_SIDE = frozenset(
     {"child", "faults", "frames", "plugin", "testing", "tripwires"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
+    | {"guilt_child"}  # of `why`
     | {"speaker", "voice"}  # of `generate` and `chat`
     | {"serving_child"}  # of `serve`
     | {"benching_child", "machine", "measuring", "model_speed"}  # of `bench`
