@@ -506,7 +506,7 @@ def _question(r: _Reader) -> Question:
         unit=r.text("unit", default="") if "unit" in own else "",
         tolerance=float(r.number("tolerance", default=0)) if "tolerance" in own else 0.0,
         code=tuple(r.text("code", strip=False).strip("\n").split("\n")) if "code" in own else (),
-        right=r.text("right", strip=False).rstrip() if "right" in own else "",
+        right=r.text("right") if "right" in own else "",
         module=r.text("module") if "module" in own else "",
     )
     r.done()

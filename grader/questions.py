@@ -113,7 +113,7 @@ def asked(question: Question, names: Mapping[str, Value], generator: random.Rand
         answer = choices[0]
         (generator or random.Random(0)).shuffle(choices)
     elif question.kind == "line":
-        answer = f"line {question.answer}: it should read `{question.right.strip()}`"
+        answer = f"line {question.answer}: it should read `{question.right}`"
     else:
         value = evaluate(question.answer, names)
         answer = show(value) if question.kind == "shape" else _shown_number(question, value)

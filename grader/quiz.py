@@ -186,7 +186,7 @@ def show_question(screen: Screen, item: Item, place: str) -> None:
         for i, line in enumerate(textwrap.wrap(choice, screen.width - 5, break_on_hyphens=False)):
             screen.line(f"  {letter}) {line}" if i == 0 else f"     {line}")
     for number, line in enumerate(asked.question.code, 1):
-        screen.line(f"  {number:>2}  {line}", "cyan")
+        screen.line(f"  {number:>2} {line}", "cyan")
 
 
 def show_grade(screen: Screen, item: Item) -> None:

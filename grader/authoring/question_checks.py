@@ -21,7 +21,7 @@ KINDS = 3  # different ones, at least
 COMPUTED = 2  # questions with a number or a shape, at least
 DRAWS = 3  # at least, of a number or a shape
 WRONG = 2  # wrong answers with a sentence, at least
-COLUMNS = 74  # of a line of code
+COLUMNS = 75  # of a line of code
 LESSON_DRAWS = 500  # draws whose wording is looked for in the lesson
 
 
@@ -188,8 +188,10 @@ def _line_problems(clone: Clone, question: Question) -> Iterator[str]:
         yield f"module: reference/{question.module} does not exist"
         return
     source = path.read_text(encoding="utf-8").split("\n")
-    mended = [*question.code[:at], question.right, *question.code[at + 1 :]]
-    if question.right.split() == question.code[at].split():
+    shown = question.code[at]
+    indent = shown[: len(shown) - len(shown.lstrip())]
+    mended = [*question.code[:at], indent + question.right, *question.code[at + 1 :]]
+    if question.right.split() == shown.split():
         yield "right: it is the line that is shown"
     if not _stands_in(mended, source):
         yield f"code: with line {question.answer} mended it does not stand in reference/{question.module}"

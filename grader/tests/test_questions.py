@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -162,10 +163,8 @@ def test_what_is_no_shape_is_told_so(text: str) -> None:
 @given(st.text(max_size=30))
 def test_no_answer_breaks_the_reading(text: str) -> None:
     for question in QUESTIONS:
-        try:
-            asked(question, {"n": 5}).grade(text)
-        except Unreadable as problem:
-            assert str(problem)
+        with suppress(Unreadable):
+            assert asked(question, {"n": 5}).grade(text).given
 
 
 # ---- judging
@@ -227,15 +226,8 @@ def test_answers_are_judged(question: Question, text: str, right: bool, says: st
     assert (grade.right, grade.says) == (right, says)
 
 
-@pytest.mark.parametrize(
-    ("question", "text"), [(KIB, "57.1k"), (CHOICE, "slice"), (CHOICE, "d"), (CHOICE, "e")]
-)
+@pytest.mark.parametrize(("question", "text"), [(KIB, "56k"), (CHOICE, "slice"), (CHOICE, "d")])
 def test_what_could_mean_several_things_is_asked_again(question: Question, text: str) -> None:
-    if question is KIB:
-        assert not asked(question, {"n": 5}).grade(text).right
-        with pytest.raises(Unreadable, match="57,344"):
-            asked(question, {"n": 5}).grade("56k")
-        return
     with pytest.raises(Unreadable):
         asked(question, {"n": 5}).grade(text)
 
