@@ -187,7 +187,7 @@ def show(value: Value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+        return f"{value:.0f}" if value.is_integer() or 1000 <= abs(value) < 1e15 else f"{value:.4g}"
     return str(value)
 
 

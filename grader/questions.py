@@ -130,9 +130,10 @@ def asked(question: Question, names: Mapping[str, Value], generator: random.Rand
 
 def _shown_number(question: Question, value: Value) -> str:
     text = show(value)
-    if isinstance(value, int | float) and abs(value) >= 10_000 and float(value).is_integer():
-        text = f"{int(value):,}"
-    return f"{text} {question.unit}".rstrip()
+    if isinstance(value, int | float) and 10_000 <= abs(value) < 1e15:
+        text = f"{round(value):,}"
+    unit = question.unit.removesuffix("s") if value == 1 and len(question.unit) > 2 else question.unit
+    return f"{text} {unit}".rstrip()
 
 
 # ---- choice and line

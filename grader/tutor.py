@@ -81,9 +81,9 @@ def brief(clone: Clone, course: Course, day: Day, number: int | None = None) -> 
         _where_they_stand(day, now, events, task),
         _code(clone, task),
         _failure(events, day, task),
-        _graded(day, task),
         _forbidden(day),
         COMMANDS.format(day=day.name),
+        _graded(day, task),  # last: the longest, and the one that can be looked up
     ]
     return _bounded("\n".join(p for p in parts if p), LONGEST)
 
@@ -94,9 +94,9 @@ def installed_text(course: Course, day: Day) -> str:
         RULES,
         WHERE.format(day=day.id),
         _about_the_day(course, day),
-        _graded(day, None),
         _forbidden(day),
         COMMANDS.format(day=day.name),
+        _graded(day, None),
     ]
     return _bounded("\n".join(p for p in parts if p), LONGEST_INSTALLED)
 
@@ -168,6 +168,8 @@ def _where_they_stand(day: Day, now: Standing, events: Sequence[Event], task: Ta
             how += f", {each.passed_checks} of {each.expected_checks} checks pass"
         mark = "  <- the task at hand" if each.id == task.id else ""
         lines.append(f"- task {each.id}, {each.title}: {how}{mark}")
+    if now.finished:
+        lines += ["", "The day has passed. Ask them why it works, what it costs, and what the quiz asks."]
     taken = lessons.seen_hints(day, task, events)
     lines += ["", f"Hints they took for task {task.id}: {len(taken)} of {len(task.hints)}"]
     lines += [f"  {n}. {text}" for n, text in enumerate(taken, 1)]
@@ -179,7 +181,6 @@ def _code(clone: Clone, task: Task) -> str:
     parts = [f"## Their code of task {task.id}", ""]
     room = LONGEST_CODE
     for path, text, line in _pieces(clone, task):
-        where = f"{path}, from line {line}" if line else path
         if not text:
             parts += [f"`{path}`: there is nothing of this task in it.", ""]
             continue
@@ -188,7 +189,7 @@ def _code(clone: Clone, task: Task) -> str:
         room -= len(text)
         fence = "`" * max(3, 1 + max((len(m) for m in re.findall(r"`+", text)), default=0))
         language = "python" if path.endswith(".py") else "cpp"
-        parts += [f"`{where}`:", "", f"{fence}{language}", text, fence, ""]
+        parts += [f"`{path}`, from line {line}:", "", f"{fence}{language}", text, fence, ""]
     return "\n".join(parts)
 
 
@@ -278,5 +279,5 @@ def _one_line(text: str) -> str:
 def _bounded(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text.rstrip() + "\n"
-    kept = text[:longest].rpartition("\n")[0]
-    return f"{kept}\n\n(Cut here, to keep this brief short.)\n"
+    notice = "\n\n(Cut here, to keep this brief short.)\n"
+    return text[: longest - len(notice)].rpartition("\n")[0] + notice

@@ -49,16 +49,17 @@ class Done:
 def install(clone: Clone, text: str) -> Done:
     """Write the text to every file that is free or ours. Raises EnvironmentFault when that fails."""
     done = Done()
+    reasons = {name: _not_ours(clone, clone.root / name) for name in FILES}
+    done.left = [(name, why) for name, why in reasons.items() if why]
     exclude = _exclude_file(clone)
     if exclude is not None:  # before the first file is there to be seen
-        _set_excluded(exclude, sorted(FILES))
+        edited = {name for name in reasons if _MARKED.match(_text(clone.root / name) or b"")}
+        _set_excluded(exclude, sorted(name for name, why in reasons.items() if not why or name in edited))
         done.excluded = True
     for name, header in FILES.items():
-        path = clone.root / name
-        why = _not_ours(clone, path)
-        if why:
-            done.left.append((name, why))
+        if reasons[name]:
             continue
+        path = clone.root / name
         with faults(f"{name} cannot be written"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, (header + _MARKER.format(_sum(text.encode())) + text).encode())
@@ -86,8 +87,8 @@ def uninstall(clone: Clone) -> Done:
             with suppress(OSError):  # not empty: somebody keeps other things there
                 folder.rmdir()
     exclude = _exclude_file(clone)
-    if exclude is not None and not done.left:
-        _set_excluded(exclude, [])
+    if exclude is not None:
+        _set_excluded(exclude, sorted(name for name, _ in done.left))
     return done
 
 
