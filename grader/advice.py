@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .cases import LEAVE_A_CASE
 from .catalog import Course, Day
 from .report import DayReport, Outcome, TaskResult, Verdict
 
@@ -19,6 +20,11 @@ def _for_task(day: Day, task: TaskResult, report: DayReport) -> str:
             return "tinyllm-grade doctor"
         case Outcome.COURSE_FAULT:
             return "this is the course's fault: please report it, with the output of `tinyllm-grade doctor`"
+        case outcome if outcome in LEAVE_A_CASE:
+            return (
+                f"tinyllm-grade hint {day.name} --task {task.id}\n"
+                f"or trace {day.name} --task {task.id} (shapes), replay {day.name} --task {task.id} (pdb)"
+            )
         case _:
             return f"tinyllm-grade hint {day.name} --task {task.id}"
 

@@ -711,6 +711,29 @@ def diff(day: str | None, number: int | None, stat: bool, tool: bool) -> None:
 
 @main.command()
 @click.argument("day", required=False)
+@click.argument("check", required=False)
+@click.option("--task", type=int, metavar="N", help="Only this task's failures.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), metavar="S", help="Seconds one case may take.")
+@click.option("-v", "--verbose", is_flag=True, help="Every failure, not each task's smallest.")
+@reporting
+def replay(
+    day: str | None, check: str | None, task: int | None, timeout: float | None, verbose: bool
+) -> None:
+    """Run the failures that are kept again.
+
+    Each failing check leaves its smallest case in progress/failures, with a repro.py for python -m pdb. CHECK is
+    the name of a check, or a part of it. Without DAY: the day that failed last.
+    """
+    from . import replaying
+
+    context = Context(verbose=verbose)
+    chosen, kept = replaying.choose(context.clone, context.course, day, check, task)
+    report = replaying.run(context.clone, context.course, chosen, kept, timeout=timeout)
+    sys.exit(replaying.show(context.screen, context.clone, chosen, kept, report))
+
+
+@main.command()
+@click.argument("day", required=False)
 @click.option(
     "--prompt", default=PROMPT, metavar="TEXT", help="What both models read (default: a story's beginning)."
 )
