@@ -20,11 +20,6 @@ def _for_task(day: Day, task: TaskResult, report: DayReport) -> str:
             return "tinyllm-grade doctor"
         case Outcome.COURSE_FAULT:
             return "this is the course's fault: please report it, with the output of `tinyllm-grade doctor`"
-        case outcome if outcome in LEAVE_A_CASE:
-            return (
-                f"tinyllm-grade hint {day.name} --task {task.id}\n"
-                f"or trace {day.name} --task {task.id} (shapes), replay {day.name} --task {task.id} (pdb)"
-            )
         case _:
             return f"tinyllm-grade hint {day.name} --task {task.id}"
 
@@ -65,3 +60,15 @@ def for_day(course: Course, day: Day, report: DayReport) -> list[str]:
         case Verdict.ENVIRONMENT | Verdict.PARTIAL:
             return ["what this machine has and lacks: tinyllm-grade doctor"]
     return []
+
+
+def for_failures(day: Day, report: DayReport) -> list[str]:
+    """How to look into what failed: line by line, or once more in a debugger."""
+    task = next((t for t in report.tasks if any(c.outcome in LEAVE_A_CASE for c in t.checks)), None)
+    if task is None:
+        return []
+    which = f"{day.name} --task {task.id}"
+    return [
+        f"line by line, with shapes: tinyllm-grade trace {which}",
+        f"once more, or in pdb:      tinyllm-grade replay {which}",
+    ]

@@ -12,7 +12,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from types import FunctionType
@@ -56,6 +56,14 @@ class Call:
     values: tuple[tuple[Any, ...], dict[str, Any]]
     result: Any = None  # of a constructor the instance
     returned: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """What an object of a class of the check's own held when it was handed over."""
+
+    of: Any
+    state: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ class Boundary:
     events: list[Call | Read] = field(default_factory=list)
     moments: dict[int, tuple[BaseException, Moment]] = field(default_factory=dict)
     seeds: dict[int, int] = field(default_factory=dict)  # of sampled arrays, by id; they are kept alive
+    own: dict[str, Any] = field(default_factory=dict)  # the names of the check's module
     _sampled: list[Any] = field(default_factory=list)
     _wrapped: dict[int, Any] = field(default_factory=dict)
     _depth: int = 0
@@ -115,6 +124,7 @@ class Boundary:
     def recording(self, check_function: Callable[..., Any]) -> Iterator[None]:
         """Note what the check does inside the `with` block."""
         self._thread = threading.get_ident()
+        self.own = getattr(check_function, "__globals__", {})
         with self._methods(), self._comparisons(), self._samples(check_function):
             yield
 
@@ -215,7 +225,7 @@ class Boundary:
             if self._depth or threading.get_ident() != self._thread:
                 return function(*args, **kwargs)
             given = args[1:] if skip else args
-            note = Call(callee(args), function, given, kwargs, snapshot((given, kwargs)))
+            note = Call(callee(args), function, given, kwargs, self._snapshot((given, kwargs)))
             self._keep(note)
             run = functools.partial(function, *args, **kwargs)
             try:
@@ -230,10 +240,8 @@ class Boundary:
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
             if isinstance(text := getattr(function, attribute, None), str):
                 setattr(call, attribute, text)
-        try:
+        with suppress(TypeError, ValueError):  # a function in C++ has none
             call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-        except (TypeError, ValueError):  # a function in C++ has none
-            pass
         return call
 
     def _result(self, result: Any) -> Any:
@@ -276,6 +284,19 @@ class Boundary:
             yield
         finally:
             self._depth -= 1
+
+    def _snapshot(self, value: Any, depth: int = 4) -> Any:
+        """The value as it is now: shallow copies of arrays, and what objects of the check's own hold."""
+        if depth and type(value) in (tuple, list):
+            return type(value)(self._snapshot(v, depth - 1) for v in value)
+        if depth and type(value) is dict:
+            return {k: self._snapshot(v, depth - 1) for k, v in value.items()}
+        cls = type(value)
+        if depth and self.own.get(cls.__name__) is cls and cls.__mro__[1:] == (object,):
+            held = getattr(value, "__dict__", None)
+            if held is not None:
+                return Held(value, {k: self._snapshot(v, depth - 1) for k, v in held.items()})
+        return snapshot(value)
 
     def _keep(self, note: Call) -> None:
         self._bytes += sum(a.nbytes for a in arrays_in(note.values))

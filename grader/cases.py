@@ -1,9 +1,9 @@
-"""The failures that are kept: a folder for each failing check, with its smallest case and a program that runs it.
+"""The failures that are kept: a folder for each failing check, with its case and a program that runs it.
 
     progress/failures/day1.3/test_grouped-float32/{case.npz, case.json, repro.py}
 
-The grading child writes those it can run again (cases_child); this side writes the program alone where it could
-not, removes what passes, and reads them for `replay` and `trace`.
+The grading child writes those it can run again (cases_child); this side writes the program alone where it
+could not, removes what passes, and reads them for `replay` and `trace`.
 """
 
 from __future__ import annotations
@@ -181,7 +181,9 @@ def versions() -> dict[str, str]:
     return {**found, "os": platform.platform(), "processor": platform.machine()}
 
 
-def write(folder: Path, data: dict[str, Any], lines: Sequence[str] = (), stop: int = 0, npz: bytes = b"") -> None:
+def write(
+    folder: Path, data: dict[str, Any], lines: Sequence[str] = (), stop: int = 0, npz: bytes = b""
+) -> None:
     """Put a failure into its folder, whole or not at all; an earlier one goes.
 
     lines: the calls of the program, of which `stop` (from 0) is the one that fails.

@@ -1,8 +1,8 @@
 """Writes down the cases of failing checks (runs in the grading child, after the verdict is known).
 
-Each failing check is run once more with its calls recorded (boundary), the call that failed becomes a story with
-its arrays (story), and the story is run: only one that fails in the same way is kept. For the others the program
-runs the check itself.
+Each failing check is run once more with its calls recorded (boundary), the call that failed becomes a story
+with its arrays (story), and the story is run: only one that fails in the same way is kept. For the others the
+program runs the check itself.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def told(
     grading: Grading, moment: Moment, boundary: Boundary
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
     """The story, its arrays, and what is noted of them."""
-    writer = Writer(moment, boundary.seeds, lambda cls: module_of(grading, cls))
+    writer = Writer(moment, boundary, lambda cls: module_of(grading, cls))
     return writer.story(), writer.arrays, writer.notes
 
 
@@ -189,7 +189,7 @@ def _try_out(grading: Grading, story: Mapping[str, Any], arrays: Mapping[str, An
     fresh = {name: unpacked(a, kinds[name]) for name, a in packed(arrays).items()}
     check.begin()
     try:
-        Player(story, fresh, look_up(grading)).judge(check)
+        Player(story, fresh, look_up(grading), failed.function.__globals__.get).judge(check)
     except CheckFailed as error:
         same = replace(error.failure, fact="", frames=()) == replace(
             failed.result.failure or error.failure, fact="", frames=(), prints="", detail=""
@@ -219,7 +219,7 @@ def _got(moment: Moment, arrays: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def loose(moment: Moment, boundary: Boundary) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The arrays of the call that failed, or of the last one, and what was expected: as far as there is room."""
+    """The arrays of the call that failed, or of the last one, and what was expected, as far as they fit."""
     from .recording import arrays_in
     from .story import _parameter_names
 
@@ -241,7 +241,11 @@ def loose(moment: Moment, boundary: Boundary) -> tuple[dict[str, Any], dict[str,
         rest = [a for a in comparison.args[:2] if isinstance(a, (mx.array, np.ndarray))]
         for name, array in zip(("got", "expected"), rest, strict=False):
             found[name] = array
-            notes[name] = {"shape": list(array.shape), "dtype": kind_of(array).partition(" ")[2], "output": True}
+            notes[name] = {
+                "shape": list(array.shape),
+                "dtype": kind_of(array).partition(" ")[2],
+                "output": True,
+            }
     while found and sum(a.nbytes for a in found.values()) > MOST_BYTES:
         largest = max(found, key=lambda n: math.prod(found[n].shape))
         del found[largest]
@@ -271,13 +275,13 @@ class Replaying:
         for item in items:
             case = kept.get(check_id(item))
             if case is not None:
-                item.obj = self._run(case)
+                item.obj = self._run(case, item.obj.__globals__.get)
 
-    def _run(self, case: cases.Kept) -> Callable[..., None]:
+    def _run(self, case: cases.Kept, own: Callable[[str], Any]) -> Callable[..., None]:
         arrays = load_arrays(case.folder, case.data)
 
         def run(**given: Any) -> None:
-            Player(case.data["story"], arrays, look_up(self.grading)).judge(check)
+            Player(case.data["story"], arrays, look_up(self.grading), own).judge(check)
 
         return run
 

@@ -1,4 +1,4 @@
-"""A check's function with its parameters, to be called without pytest's runner (in a child, or in a repro.py)."""
+"""A check's function with its parameters, to be called without pytest's runner (in a child or a repro.py)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def given_to(item: pytest.Function) -> tuple[dict[str, Any], set[str]]:
     return given, set(names) - set(given)
 
 
-def find(clone: Clone, day: Day, tree: Tree, name: str) -> tuple[Callable[..., None], dict[str, Any], set[str]]:
+def find(
+    clone: Clone, day: Day, tree: Tree, name: str
+) -> tuple[Callable[..., None], dict[str, Any], set[str]]:
     """The function of the check `name`, its parameters with the solution, and the fixtures it needs besides.
 
     Raises CourseError when the day has no such check any more.
@@ -63,7 +65,9 @@ def find(clone: Clone, day: Day, tree: Tree, name: str) -> tuple[Callable[..., N
     grading = Grading(clone, catalog.load(clone), day, tree)
     item = next((i for i in collect(clone, day) if check_id(i) == name), None)
     if item is None:
-        raise CourseError(f"{day.name} has no check {name} any more.", next_step=f"Grade it again: tinyllm-grade {day.name}")
+        raise CourseError(
+            f"{day.name} has no check {name} any more.", next_step=f"Grade it again: tinyllm-grade {day.name}"
+        )
     grading.ready([item])
     given, needs = given_to(item)
     return item.obj, {**given, "solution": grading.given}, needs - {"solution"}

@@ -120,6 +120,13 @@ class Screen:
         if failure.prints.strip():
             self.printed(failure.prints)
 
+    def command(self, program: str, file: str) -> None:
+        """A command to copy, which may be longer than the line: a backslash ends what goes on below."""
+        whole = f"{program} {file}"
+        lines = [whole] if len(whole) + 4 <= self.width else [f"{program} \\", f"    {file}"]
+        for line in lines:
+            self.line(f"    {line}", "bold")
+
     def printed(self, text: str, style: str | None = None) -> None:
         """What the learner's code printed, both ends of it."""
         self.labelled("printed", _ends(text.strip(), 40 if self.verbose else 5), style)

@@ -1,7 +1,8 @@
-"""`replay`: runs kept failures again, in a grading child, and says in the usual words whether they still fail."""
+"""`replay`: runs kept failures again, in a grading child, and says whether they still fail."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from .cases import Kept
 from .catalog import Course, Day
 from .clone import Clone
 from .errors import UsageError
-from .render import Screen
+from .render import NO_BREAK, Screen
 from .report import CheckResult, DayReport, Outcome
 
 SHOWN = 4  # arrays of a case
+LISTED = 6  # failures of a task
 
 
 def choose(
@@ -75,8 +77,14 @@ def show(screen: Screen, clone: Clone, day: Day, chosen: Sequence[Kept], report:
         screen.error(f"{day.name}: could not be run: {report.problem}")
         return report.verdict.exit_code
     failing = [k for k in chosen if k.id in results and results[k.id].outcome is not Outcome.PASSED]
-    for kept in chosen:
-        _line(screen, kept, results.get(kept.id))
+    for task in dict.fromkeys(k.task for k in chosen):
+        mine = [k for k in chosen if k.task == task]
+        shown = mine if screen.verbose or len(mine) <= LISTED + 1 else mine[:LISTED]
+        for kept in shown:
+            _line(screen, kept, results.get(kept.id))
+        if left := mine[len(shown) :]:
+            still = sum(k in failing for k in left)
+            screen.line(f"    {task}  and {len(left)} more, of which {still or 'none'} still fail", "dim")
     told: set[tuple[int, str]] = set()
     for kept in failing:
         result = results[kept.id]
@@ -86,12 +94,15 @@ def show(screen: Screen, clone: Clone, day: Day, chosen: Sequence[Kept], report:
         screen.line()
         screen.paragraph(f"task {kept.task}, still {_said(result)}: {kept.title}", "bold", indent=2)
         screen.failure(result.failure)
-        for label, text in _about(clone, kept):
-            screen.labelled(label, text, "bold" if label == "debug" else None)
+        for label, text in _about(kept):
+            screen.labelled(label, text)
+        screen.command(*command(kept))
     screen.line()
     if failing:
         screen.paragraph(f"{len(failing)} of {len(chosen)} still fail", "bold")
-        screen.paragraph(f"line by line, with shapes: tinyllm-grade trace {day.name} --task {failing[0].task}")
+        screen.paragraph(
+            f"line by line, with shapes: tinyllm-grade trace {day.name} --task {failing[0].task}"
+        )
         return 1
     gone = [k for k in chosen if k.id not in results]
     if gone:
@@ -122,12 +133,11 @@ def _line(screen: Screen, kept: Kept, result: CheckResult | None) -> None:
     screen.line(f"  {screen.sign(outcome)} {kept.task}  {title.ljust(room)}  {said}", style)
 
 
-def _about(clone: Clone, kept: Kept) -> list[tuple[str, str]]:
-    """Where the case is, what is in it, and how to debug it."""
+def _about(kept: Kept) -> list[tuple[str, str]]:
+    """What is in a case, and what was otherwise when it was kept."""
     inputs = [(n, a) for n, a in kept.data["arrays"].items() if not a.get("output")]
     shown = [
-        f"{name} {tuple(a['shape'])}".replace(" ", "\xa0")
-        + (f"\xa0seed\xa0{a['seed']}" if "seed" in a else "")
+        (f"{name} {tuple(a['shape'])}" + (f" seed {a['seed']}" if "seed" in a else "")).replace(" ", NO_BREAK)
         for name, a in inputs
     ]
     more = f", and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
@@ -136,20 +146,15 @@ def _about(clone: Clone, kept: Kept) -> list[tuple[str, str]]:
         told.append(("case", f"the check itself: {kept.data['reason']}"))
     elif shown:
         told.append(("case", ", ".join(shown[:SHOWN]) + more))
-    if changed := changed_versions(kept):
-        told.append(("kept with", ", ".join(f"{name} {version}" for name, version in changed)))
-    return [*told, ("debug", command(clone, kept))]
-
-
-def changed_versions(kept: Kept) -> list[tuple[str, str]]:
-    """What was another version when the failure was kept."""
     now = cases.versions()
-    return [(n, v) for n, v in kept.data["versions"].items() if now.get(n) != v]
+    if changed := [f"{n} {v}" for n, v in kept.data["versions"].items() if now.get(n) != v]:
+        told.append(("kept with", ", ".join(changed)))
+    return told
 
 
-def command(clone: Clone, kept: Kept) -> str:
-    """How a kept failure is debugged, as it can be typed where the learner stands."""
-    program = kept.program
-    here = Path.cwd()
-    path = program.relative_to(here) if program.is_relative_to(here) else program
-    return f"python -m pdb -c 'until {kept.stop_line}' {shlex.quote(str(path))}"
+def command(kept: Kept) -> tuple[str, str]:
+    """How a kept failure is debugged, as it can be typed where the learner stands: program and file."""
+    path = Path(os.path.relpath(kept.program))
+    if path.parts[:1] == ("..",):
+        path = kept.program
+    return f"python -m pdb -c 'until {kept.stop_line}'", shlex.quote(str(path))

@@ -1,16 +1,17 @@
-"""What a kept failure's repro.py runs with: its inputs, the learner's code, the comparison (no runner, no child).
+"""What a kept failure's repro.py runs with: its inputs, the learner's code, the comparison.
 
     case = Case(__file__)
     a, solution = case.arrays, case.solution
     got = solution.softmax(a.x, axis=-1)
     case.compare(got)
 
-A failure is told in the course's words and ends the program with exit code 1. It is raised as an exception, so that
-`python -m pdb` stops there.
+No runner, no child. A failure is told in the course's words and ends the program with exit code 1. It is
+raised as an exception, so that `python -m pdb` stops there.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from .catalog import Day
 from .clone import find_clone
 from .errors import CourseError
 from .render import Screen
+from .replaying import command
 from .report import Failure
 from .trees import Tree
 
@@ -51,45 +53,51 @@ class Case:
 
         from .cases_child import load_arrays  # brings in MLX
         from .frames import FrameRecorder
+        from .story import Player
         from .testing import check
 
         self._check = check
         self._relative = faults.shown_path(self._clone, self._tree)
         self._frames = FrameRecorder(self._tree.owns, self._relative)
         self._arrays = load_arrays(folder, self._kept.data)
-        self.arrays = SimpleNamespace(**self._arrays)
         self._native: Any = None
         if self._kept.has_inputs:
             self._build_kernels()
-        self.solution = SimpleNamespace(**self._names()) if self._kept.has_inputs else None
+        self._test_module: Any = None
+        self.solution = self.arrays = None
+        if self._kept.has_inputs:
+            self.solution = SimpleNamespace(**self._names())
+            self._player = Player(self._kept.data["story"], self._arrays, self._look_up, self.own)
+            self.arrays = SimpleNamespace(**self._player.given)
         self._recording.enter_context(self._frames.recording())
 
     # ---- what the program uses
 
     def before(self, *names: str) -> Any:
         """Make the calls that come before the one that fails; the objects they made, by name."""
-        from .story import Player
-
-        story = self._kept.data["story"]
-        player = Player(story, self._arrays, self._look_up)
-        player.run(len(story["steps"]) - 1)
-        found = [player.results[name] for name in names]
+        self._player.run(len(self._kept.data["story"]["steps"]) - 1)
+        found = [self._player.results[name] for name in names]
         return found[0] if len(found) == 1 else tuple(found)
 
     def compare(self, got: Any) -> None:
         """Compare as the check does; says that it passes, or raises what is wrong."""
-        from .story import Player
-
         self._recording.close()
-        Player(self._kept.data["story"], self._arrays, self._look_up).compare(self._check, got)
+        self._player.compare(self._check, got)
         self.passes()
 
     def refuses(self, call: Callable[[], Any]) -> None:
         """`call()` must raise what the check says."""
-        from .story import Player
-
-        Player(self._kept.data["story"], self._arrays, self._look_up).refuses(self._check, call)
+        self._player.refuses(self._check, call)
         self.passes()
+
+    def own(self, name: str) -> Any:
+        """What the check's own file calls `name`: a class or function that it gives the code."""
+        if self._test_module is None:
+            file = self._day.folder / self._kept.id.partition("::")[0]
+            spec = importlib.util.spec_from_file_location(f"tinyllm_{file.stem}", file)
+            self._test_module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(self._test_module)
+        return getattr(self._test_module, name)
 
     def check(self) -> tuple[Callable[..., None], dict[str, Any]]:
         """The check's function and what it is given."""
@@ -108,7 +116,9 @@ class Case:
         """Say that it passes."""
         self._recording.close()
         screen = Screen()
-        screen.paragraph(f"day{self._day.id}, task {self._kept.task}, passes now: {self._kept.title}", "green")
+        screen.paragraph(
+            f"day{self._day.id}, task {self._kept.task}, passes now: {self._kept.title}", "green"
+        )
         screen.paragraph(f"the whole day: tinyllm-grade {self._day.name}")
 
     # ---- the tree
@@ -117,7 +127,9 @@ class Case:
         files = self._course.kernels([self._day])
         modules = [m for d in self._course.foundation(self._day) for m in d.modules]
         used = [self._tree.path_of(m) for m in modules if m.endswith(".py")]
-        if files and any(b"tinyllm.kernels" in p.read_bytes() for p in used if p.is_file()) or _native(self._day):
+        if (files and any(b"tinyllm.kernels" in p.read_bytes() for p in used if p.is_file())) or _native(
+            self._day
+        ):
             self._native = self._tree.kernels(files).load()
             self._native.watch_outputs(True)
 
@@ -158,7 +170,7 @@ class Case:
         day, kept = self._day, self._kept
         screen.paragraph(f"day{day.id}, task {kept.task}, still fails: {kept.title}", "bold")
         screen.failure(self._failure(error, tb))
-        screen.labelled("debug", f"python -m pdb -c 'until {kept.stop_line}' {_program(kept)}", "bold")
+        screen.command(*command(kept))
 
     def _recording_off(self) -> None:
         sys.setprofile(None)
@@ -176,13 +188,3 @@ class Case:
 
 def _native(day: Day) -> bool:
     return any(m.endswith(".cpp") for m in day.modules)
-
-
-def _program(kept: Kept) -> str:
-    """The program as it can be typed from here."""
-    import shlex
-
-    try:
-        return shlex.quote(os.path.relpath(kept.program))
-    except ValueError:  # another drive
-        return shlex.quote(str(kept.program))

@@ -1,8 +1,8 @@
 """The calls that lead to a failure, as something to store, run again and write down as Python (in a child).
 
-A story is JSON beside a dict of arrays: steps, each a call whose result has a name, and at the end a comparison
-or nothing, where the last step raises. What it cannot hold (a model of mlx-lm, a tokenizer, a check's own class)
-makes it NotStorable, with what that was.
+A story is JSON beside a dict of arrays: steps, each a call whose result has a name, and at the end a
+comparison or nothing, where the last step raises. What it cannot hold, such as a model of mlx-lm, makes it
+NotStorable, with what that was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .boundary import Call, Callee, Comparison, Moment, Read
+from .boundary import Boundary, Call, Callee, Comparison, Held, Moment, Read
 from .testing import dtype_name
 
 WIDTH = 100
@@ -34,16 +34,20 @@ class NotStorable(Exception):
 class Writer:
     """Makes a story of a moment; `arrays` holds what it refers to."""
 
-    def __init__(self, moment: Moment, seeds: Mapping[int, int], module_of: Callable[[type], str]) -> None:
+    def __init__(self, moment: Moment, boundary: Boundary, module_of: Callable[[type], str]) -> None:
         self._moment = moment
-        self._seeds = seeds
+        self._seeds = boundary.seeds
+        self._own = boundary.own
+        self.objects: dict[str, dict[str, Any]] = {}  # of classes of the check's own, by name
         self._module_of = module_of
         self._calls = [e for e in moment.events if isinstance(e, Call)]
         self._names: dict[int, str] = {}  # of arrays given, by id
         self._taken = {"file", "allow_pickle", "got"}  # of the .npz: NumPy's own, and the result
         self._taken_results = {"case", "solution", "a", "mx"}
         self._results: dict[int, str] = {}  # names of results, by position of the call
-        self._made: dict[int, tuple[int, list[Any]]] = {}  # object -> (position of the call, path in its result)
+        self._made: dict[
+            int, tuple[int, list[Any]]
+        ] = {}  # object -> (position of the call, path in its result)
         self.arrays: dict[str, mx.array | np.ndarray] = {}
         self.notes: dict[str, dict[str, Any]] = {}  # shape, dtype and seed of each
         for position, call in enumerate(self._calls):
@@ -82,7 +86,7 @@ class Writer:
             }
             step["result"] = self._result_name(position, call, last=position == last)
             steps.append(step)
-        story: dict[str, Any] = {"steps": steps, "comparison": None}
+        story: dict[str, Any] = {"steps": steps, "comparison": None, "objects": self.objects}
         if comparison is not None:
             story["comparison"] = self._comparison(comparison, last, read)
         return story
@@ -125,7 +129,9 @@ class Writer:
             for position in wanted:
                 objects |= self._objects(self._calls[position])
             for position, call in enumerate(self._calls[: last + 1]):
-                if self._objects(call) & objects or any(self._made.get(o, (-1,))[0] == position for o in objects):
+                if self._objects(call) & objects or any(
+                    self._made.get(o, (-1,))[0] == position for o in objects
+                ):
                     wanted.add(position)
             grown = before != (len(wanted), len(objects))
         return sorted(wanted)
@@ -166,10 +172,13 @@ class Writer:
         """`value`, whose arrays were `old` before the call, as JSON."""
         if isinstance(value, (mx.array, np.ndarray)):
             return {"array": self._array(value, old, name)}
-        if value is None or isinstance(value, (bool, int, str)) and type(value) in (bool, int, str):
+        if value is None or (isinstance(value, (bool, int, str)) and type(value) in (bool, int, str)):
             return value
-        if type(value) is float:
-            return {"float": value.hex() if np.isfinite(value) else repr(value)}
+        if isinstance(value, (float, np.floating)):
+            number = float(value)
+            return {"float": number.hex() if np.isfinite(number) else repr(number)}
+        if isinstance(value, np.integer):
+            return int(value)
         if isinstance(value, mx.Dtype):
             return {"dtype": dtype_name(value)}
         if isinstance(value, slice):
@@ -185,7 +194,10 @@ class Writer:
         if id(value) in self._made and self._made[id(value)][0] < position:
             return self._reference(value, position)
         if type(value) in (list, tuple):
-            items = [self._encoded(v, o, position, f"{name}_{i}") for i, (v, o) in enumerate(zip(value, old, strict=True))]
+            items = [
+                self._encoded(v, o, position, f"{name}_{i}")
+                for i, (v, o) in enumerate(zip(value, old, strict=True))
+            ]
             return {type(value).__name__: items}
         if type(value) is set:
             return {"set": [self._encoded(v, v, position, name) for v in sorted(value, key=repr)]}
@@ -196,7 +208,26 @@ class Writer:
                     for k, v in value.items()
                 ]
             }
+        if isinstance(old, Held):
+            return {"object": self._object(value, old, name)}
+        own = getattr(value, "__name__", "")
+        if inspect.isfunction(value) and self._own.get(own) is value:
+            return {"own": own}
         raise NotStorable(_said(value))
+
+    def _object(self, value: Any, held: Held, name: str) -> str:
+        """An object of a class of the check's own: made anew from what it holds."""
+        known = self._names.get(id(value))
+        if known is not None:
+            return known
+        name = _free(name, self._taken)
+        self._names[id(value)] = name
+        state = {}
+        for key, old in held.state.items():
+            part = old.of if isinstance(old, Held) else old
+            state[key] = self._encoded(part, old, -1, f"{name}_{key}")
+        self.objects[name] = {"class": type(value).__name__, "state": state}
+        return name
 
     def _array(self, value: Any, old: Any, name: str) -> str:
         known = self._names.get(id(value))
@@ -277,7 +308,9 @@ def _said(value: Any) -> str:
 
 
 def _snake(name: str) -> str:
-    parts = "".join(f"_{c.lower()}" if c.isupper() and name[i - 1 : i].islower() else c for i, c in enumerate(name))
+    parts = "".join(
+        f"_{c.lower()}" if c.isupper() and name[i - 1 : i].islower() else c for i, c in enumerate(name)
+    )
     return parts.strip("_").lower()
 
 
@@ -326,16 +359,24 @@ def unpacked(stored: np.ndarray, kind: str) -> mx.array | np.ndarray:
 
 
 Lookup = Callable[[str, str], Any]  # (name, module) -> the solution's
+Own = Callable[[str], Any]  # name -> what the check's module calls so
 
 
 class Player:
     """Runs a story's steps with a solution."""
 
-    def __init__(self, story: Mapping[str, Any], arrays: Mapping[str, Any], look_up: Lookup) -> None:
+    def __init__(
+        self, story: Mapping[str, Any], arrays: Mapping[str, Any], look_up: Lookup, own: Own
+    ) -> None:
         self._steps = story["steps"]
         self._comparison = story["comparison"]
-        self._arrays = arrays
         self._look_up = look_up
+        self._own = own
+        self.given = dict(arrays)  # arrays and objects, by name
+        for name, made in story["objects"].items():  # one that holds another stands after it
+            cls = own(made["class"])
+            self.given[name] = cls.__new__(cls)
+            self.given[name].__dict__.update({k: self.value(v) for k, v in made["state"].items()})
         self.results: dict[str, Any] = {}
 
     def run(self, upto: int | None = None) -> Any:
@@ -397,8 +438,10 @@ class Player:
             return getattr(value, encoded["attribute"]) if "attribute" in encoded else value
         (kind, content), *_ = encoded.items()
         match kind:
-            case "array":
-                return self._arrays[content]
+            case "array" | "object":
+                return self.given[content]
+            case "own":
+                return self._own(content)
             case "float":
                 return float.fromhex(content) if "x" in content else float(content)
             case "dtype":
@@ -497,8 +540,10 @@ def _expression(encoded: Any) -> str:
         return f"{text}.{encoded['attribute']}" if "attribute" in encoded else text
     (kind, content), *_ = encoded.items()
     match kind:
-        case "array":
+        case "array" | "object":
             return f"a.{content}"
+        case "own":
+            return f"case.own({content!r})"
         case "float":
             value = float.fromhex(content) if "x" in content else float(content)
             return repr(value) if np.isfinite(value) else f'float("{content}")'
