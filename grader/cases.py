@@ -95,7 +95,8 @@ def kept(clone: Clone, day: Day) -> list[Kept]:
             continue
         if isinstance(data, dict) and data.get("schema") == SCHEMA and (file.parent / PROGRAM).is_file():
             found.append(Kept(file.parent, data))
-    return sorted(found, key=lambda k: (k.task, k.elements, k.id))
+    # The maths is settled before precision: float32 comes first.
+    return sorted(found, key=lambda k: (k.task, k.elements, "float16" in k.id, k.id))
 
 
 def latest_day(clone: Clone, days: Sequence[Day]) -> Day | None:
@@ -103,6 +104,15 @@ def latest_day(clone: Clone, days: Sequence[Day]) -> Day | None:
     times = {d: max((k.data["time"] for k in kept(clone, d)), default=0.0) for d in days}
     day = max(times, key=lambda d: times[d], default=None)
     return day if day is not None and times[day] else None
+
+
+def lost(clone: Clone, day: Day, report: DayReport, began: float) -> list[str]:
+    """The failing checks whose child was ended by another check before it could write their cases."""
+    results = [c for t in report.tasks for c in t.checks]
+    if not any(c.outcome in WHY for c in results):
+        return []
+    failed = [c.id for c in results if c.outcome is Outcome.FAILED]
+    return [i for i in failed if not _is_of(folder_of(clone, day, i), began)]
 
 
 def settle(clone: Clone, day: Day, report: DayReport, began: float) -> None:

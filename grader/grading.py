@@ -73,7 +73,7 @@ def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, l
             if event:
                 _keep_snapshot(clone, event, report, so_far, listener)
         if event:
-            cases.settle(clone, day, report, began)
+            _keep_cases(clone, course, day, report, options, began)
         if report.verdict is Verdict.INTERRUPTED:
             break
     else:
@@ -99,6 +99,18 @@ def _grade_one(
         cases="keep" if options.recorded else "",
         later=later,
     )
+
+
+def _keep_cases(
+    clone: Clone, course: Course, day: Day, report: DayReport, options: Options, began: float
+) -> None:
+    """See to it that what failed is kept, also what a check that ended the child has taken with it."""
+    lost = cases.lost(clone, day, report, began)
+    if lost and report.verdict is not Verdict.INTERRUPTED:
+        runner.grade(
+            clone, course, day, borrow=options.borrow, timeout=options.timeout, cases="keep", only_ids=lost
+        )
+    cases.settle(clone, day, report, began)
 
 
 def _record(

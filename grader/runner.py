@@ -100,8 +100,8 @@ def grade(
     reference. overlays: single modules ("week1/rope.py") replaced by other files. timeout: seconds a check
     may take, in place of the day's own limits. enough: told of each result; True ends the grading there, and
     the checks that are left are "not reached". cases: "keep" has failing checks leave their cases
-    (cases.py), for which the child goes on until `later` is closed; "replay" runs kept cases in the place of
-    their checks. only_ids: these checks alone. Raises nothing for anything the graded code does.
+    (cases.py), for which the child goes on, with `later` till that is closed; "replay" runs kept cases in the
+    place of their checks. only_ids: these checks alone. Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
     run = _Run(
@@ -203,6 +203,8 @@ class _Run:
             finally:
                 if finished and self.later is not None:
                     self.later.callback(child.end_later)
+                elif finished and self.cases == "keep":
+                    child.end_later()
                 else:
                     child.end()
             self._give_up_hopeless_tasks()

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from .boundary import Boundary, Call, Callee, Comparison, Held, Moment, Read
+from .recording import arrays_in
 from .testing import dtype_name
 
 WIDTH = 100
@@ -106,7 +107,7 @@ class Writer:
         if comparison.method == "unchanged":
             for position in reversed(range(len(self._calls))):
                 call = self._calls[position]
-                if any(a is got for a in [*call.args, *call.kwargs.values()]):
+                if any(a is got for a in arrays_in([call.args, call.kwargs])):
                     return position, None
             raise NotStorable("the array that was changed is none of the arguments")
         if id(got) in self._made:

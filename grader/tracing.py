@@ -32,6 +32,7 @@ class Trace:
     rows: tuple[Mapping[str, Any], ...]
     odd: Mapping[str, str]  # "nan", "inf": where the first one was made
     same: bool  # whether some row is marked as the reference's
+    parted: str  # the first array that no line of the reference makes: "line 46, scores"
     result: str  # how the result differs from the reference's; "same"; "" where there is none
     prints: str
 
@@ -85,7 +86,19 @@ def trace(
             place = where(ask=False)
             text = f"{said} It was at {place}." if place else f"{said} Stage: {stage}."
             raise EnvironmentFault(text, next_step=f"tinyllm-grade {day.name} --task {task.id}")
-        keys = ("check", "check_id", "function", "place", "native", "passes", "why", "odd", "same", "result")
+        keys = (
+            "check",
+            "check_id",
+            "function",
+            "place",
+            "native",
+            "passes",
+            "why",
+            "odd",
+            "same",
+            "parted",
+            "result",
+        )
         return Trace(
             day, task, solution, rows=tuple(found["rows"]), prints=child.prints.text(),
             **{key: found[key] for key in keys},

@@ -322,6 +322,7 @@ class Tracing:
             rows.deepest(error, self.mine)
         told["rows"] = rows.rows
         told["odd"] = rows.odd
+        told["parted"] = rows.parted
         told["same"] = any(r.get("same") for r in rows.rows)
         told["result"] = self._results(mine, theirs, reference)
         return told
@@ -346,7 +347,12 @@ def _why(error: BaseException) -> str:
 
 def difference(got: Any, want: Any) -> str:
     """How one value differs from another: "same" where it does not, "" where that cannot be said."""
-    if isinstance(got, Unevaluable) or not isinstance(want, mx.array):
+    if isinstance(want, (list, tuple)) and arrays_in(want):
+        if not isinstance(got, type(want)) or len(got) != len(want):
+            return f"it is not a {type(want).__name__} of {len(want)}"
+        parts = [(i, difference(a, b)) for i, (a, b) in enumerate(zip(got, want, strict=True))]
+        return next((f"of its part {i}, {said}" for i, said in parts if said not in ("", "same")), "")
+    if not isinstance(want, mx.array):
         return ""
     if not isinstance(got, mx.array):
         kind = "None" if got is None else f"of type {type(got).__name__}"
@@ -446,6 +452,7 @@ class Rows:
         self._path = ""
         self._count: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
+        self.parted = ""  # the first array that no line of the reference makes
         self.odd: dict[str, str] = {}  # "nan" and "inf": where the first was
         self._raised: set[tuple[str, int]] = set()  # file and statement of the errors that are shown
 
@@ -535,6 +542,8 @@ class Rows:
 
     def _value(self, made: Made, kind: str, *, line: int) -> None:
         """A value's row; of a list or tuple a row for each array in it."""
+        if made.name == "_":
+            return
         value, lost = made.value, False
         if isinstance(value, Unevaluable):
             value, lost = value.value, True
@@ -552,6 +561,8 @@ class Rows:
         self._note_odd(row, line)
         if kind == "value" and isinstance(value, mx.array) and not lost and self._reference.there:
             row["same"] = self._reference.has(value)
+            if not row["same"] and value.size > 1 and not self.parted:
+                self.parted = f"line {line}, {made.name}" if line else ""
             other = None if row["same"] else self._reference.other(made.name, ordinal)
             if other is not None:
                 row["theirs"] = describe(other)

@@ -77,12 +77,10 @@ def _summary(screen: Screen, found: Trace, *, parted: bool) -> None:
     if "inf" in found.odd:
         screen.paragraph(f"the first infinity: {found.odd['inf']}")
     if parted:
-        if found.same:
-            screen.paragraph(
-                "reference: what its array of the same name is. A name may mean something else there."
-                if any("theirs" in r for r in found.rows)
-                else ""
-            )
+        if any("theirs" in r for r in found.rows):
+            screen.paragraph("reference: its array of that name, which may mean something else there.", "dim")
+        if found.same and found.parted:
+            screen.paragraph(f"The first array that the reference does not make: {found.parted}.", "bold")
         screen.paragraph(f"The result is not the reference's: {found.result}.", "bold")
     elif found.result == "same" and not found.passes:
         screen.paragraph("This call's result is the reference's.")
