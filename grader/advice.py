@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .cases import LEAVE_A_CASE
 from .catalog import Course, Day
 from .report import DayReport, Outcome, TaskResult, Verdict
 
@@ -59,3 +60,15 @@ def for_day(course: Course, day: Day, report: DayReport) -> list[str]:
         case Verdict.ENVIRONMENT | Verdict.PARTIAL:
             return ["what this machine has and lacks: tinyllm-grade doctor"]
     return []
+
+
+def for_failures(day: Day, report: DayReport) -> list[str]:
+    """How to look into what failed: line by line, or once more in a debugger."""
+    task = next((t for t in report.tasks if any(c.outcome in LEAVE_A_CASE for c in t.checks)), None)
+    if task is None:
+        return []
+    which = f"{day.name} --task {task.id}"
+    return [
+        f"line by line, with shapes: tinyllm-grade trace {which}",
+        f"once more, or in pdb:      tinyllm-grade replay {which}",
+    ]

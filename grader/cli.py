@@ -71,6 +71,15 @@ class Context:
 
         return days_to_grade(self.clone, self.course, text)[0]
 
+    def first_task(self, day: Day) -> int:
+        """The number of the day's first task that has not passed; 1 when all have."""
+        from . import attempts, standing
+
+        events, _ = attempts.read(self.clone)
+        hashes = standing.exercise_hashes(self.clone, self.course)
+        days = standing.standings(self.course, events, hashes)
+        return next((t.id for s in days if s.day == day.id for t in s.tasks if not t.passed), 1)
+
     def log(self, event: dict[str, Any]) -> None:
         """Append to the log and bring the tracker up to date."""
         from . import attempts, tracker
@@ -254,6 +263,8 @@ class TerminalListener:
         self.screen.stop()
         self.screen.failures(report, advice.for_tasks(day, report))
         lines = advice.for_day(self.context.course, day, report)
+        if self.options.recorded:
+            lines += advice.for_failures(day, report)
         if so_far is not None and so_far.attempts > 1:
             lines.append(f"attempt {so_far.attempts}, {duration(so_far.seconds)} on this day")
         self.screen.verdict(report, ", ".join(report.graded), lines)
@@ -717,16 +728,12 @@ def why(
 @reporting
 def hint(day: str | None, number: int | None, again: bool) -> None:
     """The next hint of a task. Taking one is recorded."""
-    from . import attempts, lessons, standing
+    from . import attempts, lessons
 
     context = Context()
     chosen = context.next_day(day)
     events, _ = attempts.read(context.clone)
-    if number is None:
-        hashes = standing.exercise_hashes(context.clone, context.course)
-        days = standing.standings(context.course, events, hashes)
-        number = next((t.id for s in days if s.day == chosen.id for t in s.tasks if not t.passed), 1)
-    task = chosen.task(number)
+    task = chosen.task(context.first_task(chosen) if number is None else number)
     screen = context.screen
     if again:
         taken = lessons.seen_hints(chosen, task, events)
@@ -781,6 +788,76 @@ def diff(day: str | None, number: int | None, stat: bool, tool: bool) -> None:
         click.echo(shown, nl=False)
     else:
         console.print(shown)
+
+
+@main.command()
+@click.argument("day", required=False)
+@click.option("--task", "number", type=int, metavar="N", help="The task (default: the first not passed).")
+@click.option("--check", default="", metavar="NAME", help="A check's name, or a part of it.")
+@click.option(
+    "--solution",
+    type=click.Choice(["exercises", "reference"]),
+    default="exercises",
+    help="Whose code is followed (default: exercises).",
+)
+@reporting
+def trace(day: str | None, number: int | None, check: str, solution: str) -> None:
+    """Your function line by line: the shape, dtype and range of all it makes.
+
+    It runs once, on the inputs of the task's smallest failure, or else of its smallest check. Every array is
+    computed at its line; the first NaN is marked, and what is the reference's as well.
+    """
+    from . import tracing, tracing_screen
+
+    context = Context()
+    chosen = context.next_day(day)
+    task = chosen.task(context.first_task(chosen) if number is None else number)
+    console = context.screen.console
+    status = console.status("starting") if console.is_terminal else None
+    try:
+        if status is not None:
+            status.start()
+        found = tracing.trace(
+            context.clone,
+            context.course,
+            chosen,
+            task,
+            solution=solution,
+            check=check,
+            on_stage=status.update if status is not None else lambda stage: None,
+        )
+    except tracing.Interrupted as stopped:
+        where = f", at {stopped}" if str(stopped) else ""
+        context.screen.paragraph(f"stopped by Ctrl-C{where}", "bold yellow")
+        sys.exit(130)
+    finally:
+        if status is not None:
+            status.stop()
+    tracing_screen.show(context.screen, found)
+    sys.exit(found.exit_code)
+
+
+@main.command()
+@click.argument("day", required=False)
+@click.argument("check", required=False)
+@click.option("--task", type=int, metavar="N", help="Only this task's failures.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), metavar="S", help="Seconds one case may take.")
+@click.option("-v", "--verbose", is_flag=True, help="Every failure, not each task's smallest.")
+@reporting
+def replay(
+    day: str | None, check: str | None, task: int | None, timeout: float | None, verbose: bool
+) -> None:
+    """Run the failures that are kept again.
+
+    Each failing check leaves its smallest case in progress/failures, with a repro.py for python -m pdb.
+    CHECK is the name of a check, or a part of it. Without DAY: the day that failed last.
+    """
+    from . import replaying
+
+    context = Context(verbose=verbose)
+    chosen, kept = replaying.choose(context.clone, context.course, day, check, task)
+    report = replaying.run(context.clone, context.course, chosen, kept, timeout=timeout)
+    sys.exit(replaying.show(context.screen, context.clone, chosen, kept, report))
 
 
 @main.command()

@@ -6,11 +6,13 @@ the tracker, which are slower and can be made again, come after.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from . import attempts, runner, standing, tracker
+from . import attempts, cases, runner, standing, tracker
 from .catalog import Course, Day
 from .clone import Clone
 from .errors import CourseError
@@ -61,13 +63,17 @@ def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, l
     for day in days:
         listener.begin(day)
         hashes = standing.exercise_hashes(clone, course)  # of what is graded, not of an edit meanwhile
-        report = _grade_one(clone, course, day, options, listener)
-        graded.reports.append(report)
-        event = _record(clone, course, report, options, hashes)
-        so_far = _standing(clone, course, day) if event else None
-        listener.end(day, report, so_far)
+        began = time.time()
+        with ExitStack() as later:  # at its end the child has written what failed
+            report = _grade_one(clone, course, day, options, listener, later)
+            graded.reports.append(report)
+            event = _record(clone, course, report, options, hashes)
+            so_far = _standing(clone, course, day) if event else None
+            listener.end(day, report, so_far)
+            if event:
+                _keep_snapshot(clone, event, report, so_far, listener)
         if event:
-            _keep_snapshot(clone, event, report, so_far, listener)
+            _keep_cases(clone, course, day, report, options, began)
         if report.verdict is Verdict.INTERRUPTED:
             break
     else:
@@ -78,7 +84,9 @@ def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, l
     return graded
 
 
-def _grade_one(clone: Clone, course: Course, day: Day, options: Options, listener: Listener) -> DayReport:
+def _grade_one(
+    clone: Clone, course: Course, day: Day, options: Options, listener: Listener, later: ExitStack
+) -> DayReport:
     return runner.grade(
         clone,
         course,
@@ -88,7 +96,21 @@ def _grade_one(clone: Clone, course: Course, day: Day, options: Options, listene
         only_task=options.only_task,
         timeout=options.timeout,
         on_event=listener.event,
+        cases="keep" if options.recorded else "",
+        later=later,
     )
+
+
+def _keep_cases(
+    clone: Clone, course: Course, day: Day, report: DayReport, options: Options, began: float
+) -> None:
+    """See to it that what failed is kept, also what a check that ended the child has taken with it."""
+    lost = cases.lost(clone, day, report, began)
+    if lost and report.verdict is not Verdict.INTERRUPTED:
+        runner.grade(
+            clone, course, day, borrow=options.borrow, timeout=options.timeout, cases="keep", only_ids=lost
+        )
+    cases.settle(clone, day, report, began)
 
 
 def _record(

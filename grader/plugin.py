@@ -129,7 +129,8 @@ class Grading:
         self._import_failure: NotThere | None = None
         self._absent: dict[str, NotThere] = {}  # kernels that could not be built
         self._results: dict[str, dict[str, Any]] = {}
-        self._solution = Solution(self)
+        self.given = Solution(self)  # what the `solution` fixture gives
+        self.checks: dict[str, tuple[int, str]] = {}  # id -> (task, title)
 
     # ---- before the tests ----
 
@@ -171,8 +172,9 @@ class Grading:
 
     def make_ready(self, items: list[pytest.Item]) -> None:
         """Tell which checks there are, and compile what they need. No learner code has run yet."""
-        found = [{"id": check_id(i), "task": _task_number(i), "title": _title(i)} for i in items]
-        self.emit("collected", {"checks": found})
+        self.checks = {check_id(i): (_task_number(i), _title(i)) for i in items}
+        told = [{"id": i, "task": task, "title": title} for i, (task, title) in self.checks.items()]
+        self.emit("collected", {"checks": told})
         self._build_kernels(items)
 
     def import_modules(self) -> None:
@@ -180,6 +182,11 @@ class Grading:
         self.emit("importing", {})
         self._import_solution()
         self.emit("imported", {})
+
+    def ready(self, items: list[pytest.Item]) -> None:
+        """Build and import what the checks `items` need, where pytest does not run them."""
+        self._build_kernels(items)
+        self._import_solution()
 
     def _build_kernels(self, items: list[pytest.Item]) -> None:
         """Compile and load the C++ kernels that the day's code runs, so that no check's time goes into it."""
@@ -279,7 +286,7 @@ class Grading:
     @pytest.fixture
     def solution(self) -> Solution:
         """The code under test."""
-        return self._solution
+        return self.given
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.emit("start", {"id": check_name(nodeid)})
@@ -314,6 +321,10 @@ class Grading:
                 report.outcome = "failed"  # so that a bare pytest run says the same as the grader
                 report.longrepr = failure.summary if failure else outcome.value
         return report
+
+    def result_of(self, item: pytest.Item) -> dict[str, Any] | None:
+        """What the event "finish" will say of a check that has just run."""
+        return self._results.get(item.nodeid)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self.finished += 1

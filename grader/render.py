@@ -107,6 +107,26 @@ class Screen:
             if frame.values:
                 self.labelled("there", _shapes(frame.values))
 
+    def failure(self, failure: Failure) -> None:
+        """Why a check did not pass."""
+        self.paragraph(failure.summary, "red", indent=4)
+        for label in ("checked", "expected", "got", "where", "error"):
+            text = getattr(failure, label)
+            if text:
+                self.labelled(label, text)
+        self.frames(failure.frames)
+        if failure.fact:
+            self.labelled("rule", failure.fact)
+        if failure.prints.strip():
+            self.printed(failure.prints)
+
+    def command(self, program: str, file: str) -> None:
+        """A command to copy, which may be longer than the line: a backslash ends what goes on below."""
+        whole = f"{program} {file}"
+        lines = [whole] if len(whole) + 4 <= self.width else [f"{program} \\", f"    {file}"]
+        for line in lines:
+            self.line(f"    {line}", "bold")
+
     def printed(self, text: str, style: str | None = None) -> None:
         """What the learner's code printed, both ends of it."""
         self.labelled("printed", _ends(text.strip(), 40 if self.verbose else 5), style)
@@ -185,16 +205,7 @@ class GradingScreen:
         case = result.id.partition("[")[2].rstrip("]")
         title = result.title + (f" [{case}]" if case else "")
         screen.paragraph(f"task {task.id}, {result.outcome.value}: {title}{more}", "bold", indent=2)
-        screen.paragraph(failure.summary, "red", indent=4)
-        for label in ("checked", "expected", "got", "where", "error"):
-            text = getattr(failure, label)
-            if text:
-                screen.labelled(label, text)
-        screen.frames(failure.frames)
-        if failure.fact:
-            screen.labelled("rule", failure.fact)
-        if failure.prints.strip():
-            screen.printed(failure.prints)
+        screen.failure(failure)
         if next_step:
             screen.labelled("next", next_step, "bold")
         if screen.verbose and failure.detail:

@@ -38,6 +38,7 @@ POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.1
 STUCK_ANSWER_SECONDS = 0.5
 GOODBYE_SECONDS = 0.5
+CASES_SECONDS = 10.0  # for the cases of failing checks to be written, after the verdict
 COSTLY = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
 COSTLY_CHECKS = 2  # after so many of them the rest of a task is not run
 # Stages before any learner code runs. A cold disk compiles all of pytest, NumPy and MLX on the first run.
@@ -89,19 +90,26 @@ def grade(
     overlays: Mapping[str, Path] | None = None,
     on_event: Callable[[Event], None] | None = None,
     enough: Callable[[CheckResult], bool] | None = None,
+    cases: str = "",
+    only_ids: Sequence[str] | None = None,
+    later: contextlib.ExitStack | None = None,
 ) -> DayReport:
     """Grade one day and report.
 
     solution: "exercises" or "reference", the tree to grade. borrow: days whose modules come from the
     reference. overlays: single modules ("week1/rope.py") replaced by other files. timeout: seconds a check
     may take, in place of the day's own limits. enough: told of each result; True ends the grading there, and
-    the checks that are left are "not reached". Raises nothing for anything the graded code does.
+    the checks that are left are "not reached". cases: "keep" has failing checks leave their cases
+    (cases.py), for which the child goes on, with `later` till that is closed; "replay" runs kept cases in the
+    place of their checks. only_ids: these checks alone. Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
     run = _Run(
         clone, course.limits, day, solution, replaced, only_task, timeout, on_event or (lambda e: None)
     )
     run.enough = enough or run.enough
+    run.cases, run.only_ids, run.later = cases, only_ids, later
+    run.borrowed = tuple(d.id for d in borrow)
     return run.report(tuple(d.id for d in borrow))
 
 
@@ -122,6 +130,11 @@ class _Run:
     timeout: float | None
     on_event: Callable[[Event], None]
     enough: Callable[[CheckResult], bool] = lambda result: False
+
+    cases: str = ""
+    only_ids: Sequence[str] | None = None
+    later: contextlib.ExitStack | None = None
+    borrowed: tuple[str, ...] = ()
 
     planned: dict[str, tuple[int, str]] = field(default_factory=dict)  # id -> (task, title), in order
     results: dict[str, CheckResult] = field(default_factory=dict)
@@ -168,22 +181,32 @@ class _Run:
                 )
                 for i in ids
             )
-            tasks.append(TaskResult(task.id, task.title, task.checks, checks))
+            count = task.checks if self.only_ids is None else len(ids)
+            if count:
+                tasks.append(TaskResult(task.id, task.title, count, checks))
         return tuple(tasks)
 
     # ---- children, one after another ----
 
     def _run_children(self) -> None:
         deadline = self.began + self.limits.day_seconds
-        only_ids: list[str] | None = None
+        only_ids = None if self.only_ids is None else list(self.only_ids)
+        launched = False
         while True:
             child = _Child(self, only_ids, deadline)
-            if only_ids is None:
+            if not launched:
                 self.on_event(Launched())
+                launched = True
+            finished = False
             try:
                 finished = child.watch()
             finally:
-                child.end()
+                if finished and self.later is not None:
+                    self.later.callback(child.end_later)
+                elif finished and self.cases == "keep":
+                    child.end_later()
+                else:
+                    child.end()
             self._give_up_hopeless_tasks()
             left = [i for i in self.planned if i not in self.results]
             if finished or self.problem or not left:
@@ -197,7 +220,7 @@ class _Run:
         pinned = {t.id: t.checks for t in self.day.tasks if self.only_task in (None, t.id)}
         for number, expected in pinned.items():
             found = sum(task == number for task, _ in self.planned.values())
-            if self.planned and found != expected and not self.problem:
+            if self.planned and found != expected and not self.problem and self.only_ids is None:
                 self.problem = (
                     f"task {number} has {found} checks and checkpoint.toml says {expected}: "
                     "the course's own files do not fit together."
@@ -263,6 +286,8 @@ class _Child:
             "overlays": {k: str(v) for k, v in run.overlays.items()},
             "only_task": run.only_task,
             "only_ids": only_ids,
+            "cases": run.cases,
+            "borrowed": run.borrowed,
         }
         self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root)
         self.process = self.child.process
@@ -455,6 +480,13 @@ class _Child:
 
     def _modules(self) -> Sequence[str]:
         return [*self.run.day.modules, *self.run.overlays]
+
+    def end_later(self) -> None:
+        """Let the child come to its end, which it has signed: it writes down the cases of failing checks."""
+        until = time.monotonic() + CASES_SECONDS
+        while time.monotonic() < until and not self.child.ended:
+            self.child.read(POLL_SECONDS)  # what it prints must not fill the pipe
+        self.end()
 
     def end(self) -> None:
         """Leave nothing running and nothing open."""

@@ -21,6 +21,8 @@ CHILD_SIDE = frozenset(
     {"child", "faults", "frames", "plugin", "testing", "tripwires"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
     | {"guilt_child"}  # of `why`
+    | {"boundary", "cases_child", "check_function", "repro", "story"}  # of failures that are kept
+    | {"lines", "tracing_child"}  # of `trace`
     | {"speaker", "voice"}  # of `generate` and `chat`
     | {"serving_child"}  # of `serve`
     | {"benching_child", "machine", "measuring", "model_speed"}  # of `bench`
