@@ -104,8 +104,9 @@ def grade(
     solution: "exercises" or "reference", the tree to grade. borrow: days whose modules come from the
     reference. overlays: single modules ("week1/rope.py") replaced by other files. timeout: seconds a check
     may take, in place of the day's own limits. enough: told of each result; True ends the grading there, and
-    the checks that are left are "not reached". launch: how a child is started (warm.Warm.launch). first_tasks:
-    whose checks run before the others'. shares: tasks that go to a child each, side by side. stop: asked all the time; True ends the grading in `Cancelled`.
+    the checks that are left are "not reached". launch: how a child is started (warm.Warm.launch).
+    first_tasks: whose checks run before the others'. shares: tasks that go to a child each, side by side.
+    stop: asked all the time; True ends the grading in `Cancelled`, and there is no report.
     Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
@@ -154,6 +155,8 @@ class _Run:
         verdict = None
         try:
             self._run_children()
+            if self.stop():  # the last moment: what was graded may not be what is there
+                raise Cancelled
         except KeyboardInterrupt:
             verdict, self.problem = Verdict.INTERRUPTED, "stopped by Ctrl-C"
         tasks = self._tasks()

@@ -22,13 +22,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import processes, warm_child
+from . import messages, processes
 from .catalog import Day
 from .clone import Clone
 
 CHILD = "tinyllm.grader.child"
-BOOT_SECONDS = 20.0  # a plain child would need as long as the warm process, so waiting for that is no loss
-ANSWER_SECONDS = 5.0
+BOOT_SECONDS = 60.0  # a plain child would need as long as the warm process, so waiting for that is no loss
+ANSWER_SECONDS = 30.0  # a fork takes milliseconds, unless the machine is very busy
 PLACE_FOR_TOKEN = "0" * 16
 
 
@@ -92,6 +92,7 @@ class Warm:
         self.solution = solution
         self.why_not = ""  # why it does not fork; "" while it is not known
         self.launched = 0  # children that came out of it
+        self._given: set[int] = set()  # their process ids
         self._fork = fork
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -178,26 +179,41 @@ class Warm:
             return None
         try:
             self._control.settimeout(ANSWER_SECONDS)
-            warm_child.send(self._control, dict(job), [job["events"], job["lifeline"], output])
-            answer, _ = warm_child.receive(self._control)
+            messages.send(self._control, dict(job), [job["events"], job["lifeline"], output])
+            answer, _ = messages.receive(self._control)
         except (OSError, ValueError):
             answer = None
         if answer is None or answer["pid"] <= 0:
-            self.close()
+            self._end_half_made()
             return None
         if self._forks:
+            self._given.add(answer["pid"])
             return Forked(answer["pid"])
         spent, self._process = self._process, None  # it is the child now
         self._control.close()
         self._control = None
         return spent
 
+    def _end_half_made(self) -> None:
+        """End the warm process and what it may just have forked: the job goes to another child."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            command = psutil.Process(self.pid).cmdline()  # a fork has the same
+            self.close()
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.pid not in self._given and process.cmdline() == command:
+                        process.kill()
+                        process.wait(1)
+        self.close()
+
     def _get_ready(self) -> bool:
         if self._ready or self._control is None:
             return self._ready
         try:
             self._control.settimeout(BOOT_SECONDS)
-            answer, _ = warm_child.receive(self._control)
+            answer, _ = messages.receive(self._control)
         except (OSError, ValueError):
             return False
         if answer is None:
@@ -205,6 +221,11 @@ class Warm:
         self._ready = True
         self._forks, self.why_not = answer["forks"], answer["why_not"]
         return True
+
+    @property
+    def pid(self) -> int:
+        """The warm process's; 0 where there is none."""
+        return self._process.pid if self._process is not None else 0
 
     @property
     def forks(self) -> bool:

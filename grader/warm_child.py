@@ -30,18 +30,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import child
+from .messages import receive, send
 from .processes import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from .plugin import Grading
 
-HEAD = 8  # bytes of a message's length, which comes first
-JOB_DESCRIPTORS = 3  # events, lifeline, and where prints go
 MLX_LM_MODELS = ("models.qwen2", "models.qwen3", "models.cache")  # what checks build their oracles from
 
 
 def main(setting: dict[str, Any]) -> None:
-    """Warm up, then serve until the socket closes. `setting`: control (the socket), root, day, solution, fork."""
+    """Warm up, then serve until the socket closes.
+
+    `setting`: control (the socket), root, day, solution, fork (False: do the first job in this process).
+    """
     child.die_by_signal()
     control = socket.socket(fileno=setting["control"])
     control.set_inheritable(False)
@@ -196,43 +198,9 @@ def _late_imports(tests: tuple[Path, ...]) -> Iterator[str]:
 
 def _threads() -> int:
     try:
-        return len(os.listdir("/proc/self/task"))
+        return len(list(Path("/proc/self/task").iterdir()))
     except OSError:
         return 0
-
-
-# ---- messages over the socket
-
-
-def send(sock: socket.socket, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
-    """One message: its length, with the descriptors, then JSON."""
-    data = json.dumps(message).encode()
-    head = len(data).to_bytes(HEAD, "big")
-    if descriptors:
-        socket.send_fds(sock, [head], descriptors)
-        sock.sendall(data)
-    else:
-        sock.sendall(head + data)
-
-
-def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """The next message and what descriptors came with it; None when the other end is closed."""
-    head, descriptors, _, _ = socket.recv_fds(sock, HEAD, JOB_DESCRIPTORS)
-    while 0 < len(head) < HEAD:
-        head += _some(sock, HEAD - len(head))
-    if not head:
-        return None, []
-    left, data = int.from_bytes(head, "big"), b""
-    while len(data) < left:
-        data += _some(sock, left - len(data))
-    return json.loads(data), list(descriptors)
-
-
-def _some(sock: socket.socket, count: int) -> bytes:
-    chunk = sock.recv(count)
-    if not chunk:
-        raise ConnectionResetError("the other end closed in the middle of a message")
-    return chunk
 
 
 if __name__ == "__main__":
