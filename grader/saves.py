@@ -43,6 +43,7 @@ class Saves:
         self.folder = folder
         self.poll = poll
         self.fault = ""  # why it has stopped watching
+        self.up = False  # whether it is known to watch by now
         self._paths: set[str] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -82,14 +83,17 @@ class Saves:
                 step=STEP_MS,
                 stop_event=self._stop,
                 rust_timeout=1000,
+                yield_on_timeout=True,
                 raise_interrupt=False,
                 force_polling=self.poll or None,  # None: as WATCHFILES_FORCE_POLLING says
                 poll_delay_ms=POLL_MS,
                 ignore_permission_denied=True,
             ):
-                with self._lock:
-                    self._paths |= {path for _, path in changes}
-                self._tell()
+                self.up = True
+                if changes:
+                    with self._lock:
+                        self._paths |= {path for _, path in changes}
+                    self._tell()
         except Exception as error:  # the system's limit of watches, the folder gone, no such module
             self.fault = f"{type(error).__name__}: {error}".strip()
             self._tell()

@@ -230,7 +230,7 @@ class Watch:
         paths = self.saves.take()
         if self.saves.fault and not self.saves.poll:
             self._poll_from_now(f"the system tells of no changes ({self.saves.fault})")
-        elif not ready and not self.saves.poll and self._look() != self._looked:
+        elif not ready and self.saves.up and not self.saves.poll and self._look() != self._looked:
             silent = not select.select([self.saves], [], [], GRACE_SECONDS)[0]
             if silent:
                 self._poll_from_now("this file system tells of no changes")
@@ -259,8 +259,8 @@ class Watch:
             if owner is not None and module not in self._told:
                 self._told.add(module)
                 self.screen.notice(
-                    f"exercises/{module} is {owner.name}'s, and {self.day.name} is watched: "
-                    f"tinyllm-grade watch {owner.name}"
+                    f"exercises/{module} is not {self.day.name}'s. For it: "
+                    f"tinyllm-grade watch {owner.name}".replace("grade watch day", "grade\xa0watch\xa0day")
                 )
 
     # ---- how to grade
