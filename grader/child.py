@@ -23,28 +23,63 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .catalog import Day
-    from .clone import Clone
+    from .plugin import Grading
 
 
 def main(job: Mapping[str, Any]) -> None:
     """Run one job. Ends the process itself: a learner's thread that never ends must not keep it alive."""
-    settle_in(job)
+    begin(job)
+    settle(job["root"])
+    grading = make(job["root"], job["day"], job["solution"])
+    take(grading, job)
+    grading.prepare()
+    run(grading)
 
-    import pytest
 
+def begin(job: Mapping[str, Any]) -> None:
+    """Tie this process to the grader that gave it the job."""
+    die_with_parent(job["lifeline"])
+    stacks = Path(job["stack_file"]).open("w")  # noqa: SIM115 - faulthandler writes to it to the end
+    faulthandler.enable(file=stacks)  # a segfault or SIGABRT leaves the Python stack here
+
+
+def settle(root: str) -> None:
+    """Have nothing of the learner's own habits reach pytest, and checks load the models of this clone."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for habit in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):  # what the learner likes for their own projects
+        os.environ.pop(habit, None)
+    os.environ["TINYLLM_ROOT"] = root
+    # kernels.blas is not used here: it takes 5 to 20 ms of every verdict, the checks' products are tiny, and
+    # what a check measures should not depend on whether the machine has a compiler.
+
+
+def make(root: str, day: str, solution: str) -> Grading:
+    """The grading of a day with a tree; no file of the tree is read yet."""
     from . import catalog
     from .clone import Clone
     from .plugin import Grading
     from .trees import Tree
 
-    clone = Clone(Path(job["root"]))
+    clone = Clone(Path(root))
     course = catalog.load(clone)
-    day = course.day(job["day"])
-    overlays = {k: Path(v) for k, v in job["overlays"].items()}
-    tree = Tree(job["solution"], clone.tree(job["solution"]), overlays)
+    return Grading(clone, course, course.day(day), Tree(solution, clone.tree(solution)))
+
+
+def take(grading: Grading, job: Mapping[str, Any]) -> None:
+    """Have the grading do what the job says, and report to who gave it."""
     emit = Emitter(job["events"], job["token"])
-    only_ids = frozenset(job["only_ids"]) if job["only_ids"] is not None else None
-    grading = Grading(clone, course, day, tree, emit=emit, only_ids=only_ids, only_task=job["only_task"])
+    grading.emit = emit
+    grading.only_ids = frozenset(job["only_ids"]) if job["only_ids"] is not None else None
+    grading.only_task = job["only_task"]
+    grading.first_tasks = tuple(job["first_tasks"])
+    grading.share = frozenset(job["share"]) if job["share"] is not None else None
+    grading.tree.replace({k: Path(v) for k, v in job["overlays"].items()})
+    if job["cases"]:
+        from . import cases_child
+
+        keeps = job["cases"] == "keep"
+        borrowed = tuple(job["borrowed"])
+        grading.beside = cases_child.Keeper(grading, borrowed) if keeps else cases_child.Replaying(grading)
 
     def report_where(signum: int, frame: FrameType | None) -> None:
         """The parent's time limit: say where the learner's code stands, then end."""
@@ -52,40 +87,27 @@ def main(job: Mapping[str, Any]) -> None:
         os._exit(1)
 
     signal.signal(signal.SIGUSR2, report_where)
-    grading.prepare()
-    quiet = Quiet()
-    plugins: list[Any] = [quiet, grading]
-    keeper = None
-    if job["cases"]:
-        from . import cases_child
 
-        keeper = cases_child.Keeper(grading, tuple(job["borrowed"])) if job["cases"] == "keep" else None
-        plugins.append(keeper or cases_child.Replaying(grading))
-    code = pytest.main(pytest_arguments(clone, day), plugins=plugins)
+
+def run(grading: Grading) -> None:
+    """Collect and run the day's checks, sign off and end."""
+    import pytest
+
+    quiet = Quiet()
+    plugins = [quiet, grading] + ([grading.beside] if grading.beside is not None else [])
+    code = pytest.main(pytest_arguments(grading.day), plugins=plugins)
     sys.stdout.flush()
-    emit("end", {"finished": grading.finished, "pytest": int(code), "said": quiet.errors})
-    if keeper is not None:
-        keeper.keep()  # the verdict is printed meanwhile
+    grading.emit("end", {"finished": grading.finished, "pytest": int(code), "said": quiet.errors})
+    if grading.beside is not None:
+        grading.beside.keep()  # the verdict is printed meanwhile
     os._exit(0)
 
 
-def settle_in(job: Mapping[str, Any]) -> None:
-    """What a child that runs checks does first. No learner code has run yet."""
-    die_with_parent(job["lifeline"])
-    stacks = Path(job["stack_file"]).open("w")  # noqa: SIM115 - faulthandler writes to it to the end
-    faulthandler.enable(file=stacks)  # a segfault or SIGABRT leaves the Python stack here
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    for habit in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):  # what the learner likes for their own projects
-        os.environ.pop(habit, None)
-    os.environ["TINYLLM_ROOT"] = job["root"]  # the models that checks load are this clone's
-    # kernels.blas is not used here: it takes 5 to 20 ms of every verdict, the checks' products are tiny, and
-    # what a check measures should not depend on whether the machine has a compiler.
-
-
-def pytest_arguments(clone: Clone, day: Day) -> list[str]:
+def pytest_arguments(day: Day) -> list[str]:
     """How pytest is called on a day's checks, with nothing that it would do for a person."""
     return [
-        "-c", os.devnull, f"--rootdir={clone.root}", "--import-mode=importlib", "--noconftest",
+        # The folder of the tests as root: pytest looks through every folder from there.
+        "-c", os.devnull, f"--rootdir={day.folder}", "--import-mode=importlib", "--noconftest",
         "-p", "no:cacheprovider", "-p", "no:junitxml", "-p", "no:doctest", "-p", "no:unittest",
         "-p", "no:faulthandler", "-p", "no:terminal", "-p", "no:threadexception",
         "-p", "no:unraisableexception", "-p", "no:warnings", "-s", *map(str, day.tests),
@@ -127,9 +149,7 @@ def die_with_parent(lifeline: int) -> None:
     The lifeline is a pipe whose other end the parent holds. A hang inside C code can hold the thread that
     watches it, so on Linux the kernel is asked to send SIGKILL as well.
     """
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_by_signal()
 
     def watch() -> None:
         try:
@@ -138,6 +158,13 @@ def die_with_parent(lifeline: int) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def die_by_signal() -> None:
+    """On Linux, have the kernel send this process SIGKILL when its parent dies."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

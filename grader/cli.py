@@ -283,6 +283,56 @@ class TerminalListener:
         self.context.screen.paragraph(text, "dim")
 
 
+@main.command()
+@click.argument("day", required=False)
+@click.option(
+    "--poll", is_flag=True, help="Look at the files again and again; for file systems without events."
+)
+@click.option("--keep", is_flag=True, help="Do not clear the screen before a grading.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), metavar="S", help="Seconds one check may take.")
+@click.option("--no-progress", is_flag=True, help="Write no log, tracker or snapshot.")
+@click.option("-v", "--verbose", is_flag=True, help="Every failure, with tracebacks.")
+@reporting
+def watch(
+    day: str | None, poll: bool, keep: bool, timeout: float | None, no_progress: bool, verbose: bool
+) -> None:
+    """Grade DAY at every save, with keys for hint, diff, lesson and the next day.
+
+    DAY is by default the next unfinished one. Without a terminal there are no keys, and the program ends when
+    the day passes.
+    """
+    import contextlib
+
+    from . import grading
+    from .keyboard import Keyboard, at_a_terminal
+    from .watch_screen import WatchScreen
+    from .watching import Watch
+
+    def command(arguments: Any) -> None:
+        with contextlib.suppress(SystemExit):
+            main.main(args=list(arguments), prog_name="tinyllm-grade", standalone_mode=False)
+
+    context = Context(verbose=verbose)
+    chosen = context.next_day(day)
+    options = grading.Options(record=not no_progress)
+    keys = Keyboard() if at_a_terminal() else None
+    with keys or contextlib.nullcontext():
+        watching = Watch(
+            context.clone,
+            context.course,
+            chosen,
+            TerminalListener(context, options),
+            WatchScreen(context.screen, keys=keys is not None, clear=not keep),
+            keys,
+            command,
+            poll=poll,
+            timeout=timeout,
+            record=not no_progress,
+        )
+        code = watching.run()
+    sys.exit(code)
+
+
 # ---- the model speaks
 
 

@@ -7,10 +7,10 @@ the tracker, which are slower and can be made again, come after.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from . import attempts, cases, runner, standing, tracker
 from .catalog import Course, Day
@@ -26,6 +26,7 @@ class Options:
     only_task: int | None = None
     timeout: float | None = None  # seconds a check may take
     record: bool = True  # write the log, the tracker and snapshots
+    how: Mapping[str, Any] = field(default_factory=dict)  # what runner.grade takes besides: launch, stop, ...
 
     @property
     def recorded(self) -> bool:
@@ -98,6 +99,7 @@ def _grade_one(
         on_event=listener.event,
         cases="keep" if options.recorded else "",
         later=later,
+        **options.how,
     )
 
 
@@ -167,7 +169,8 @@ def _regrade_changed(
     for day in standing.changed_since_graded(course, now, hashes, days[-1]):
         if day in days:
             continue
-        report = runner.grade(clone, course, day, timeout=options.timeout)
+        stop = {k: v for k, v in options.how.items() if k == "stop"}
+        report = runner.grade(clone, course, day, timeout=options.timeout, **stop)
         _record(clone, course, report, options, hashes, regression=True)
         if report.verdict in (Verdict.NOT_PASSED, Verdict.ENVIRONMENT):
             broken.append(report)

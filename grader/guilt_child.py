@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 
-from . import catalog
+from . import catalog, child
 from .catalog import KERNELS
-from .child import Emitter, Quiet, pytest_arguments, settle_in
+from .child import Emitter, Quiet, pytest_arguments
 from .clone import Clone
 from .plugin import METAL, Grading, check_id
 from .trees import FreshLoader, Tree
@@ -33,7 +33,8 @@ from .trees import FreshLoader, Tree
 
 def main(job: Mapping[str, Any]) -> None:
     """Collect the day's checks, then run trials until the pipe of requests is closed."""
-    settle_in(job)
+    child.begin(job)
+    child.settle(job["root"])
     clone = Clone(Path(job["root"]))
     course = catalog.load(clone)
     day = course.day(job["day"])
@@ -44,7 +45,7 @@ def main(job: Mapping[str, Any]) -> None:
         trials = Trials(clone, course, day, tree, emit, map(json.loads, requests))
         trials.prepare()
         quiet = Quiet()
-        code = pytest.main(pytest_arguments(clone, day), plugins=[quiet, trials])
+        code = pytest.main(pytest_arguments(day), plugins=[quiet, trials])
     sys.stdout.flush()
     emit("end", {"pytest": int(code), "said": quiet.errors})
     os._exit(0)

@@ -120,6 +120,9 @@ class Grading:
         self.emit = emit
         self.only_ids = only_ids
         self.only_task = only_task
+        self.first_tasks: tuple[int, ...] = ()  # whose checks run before the others', in this order
+        self.share: frozenset[int] | None = None  # the tasks of this process, where others run beside it
+        self.wait: Callable[[], None] = lambda: None  # called when the tests are collected, nothing has run
         self._relative = faults.shown_path(clone, tree)
         self.frames = FrameRecorder(tree.owns, self._relative)
         self.tripwires = Tripwires(day.rules, tree.owns, self._is_ours)
@@ -131,6 +134,8 @@ class Grading:
         self._results: dict[str, dict[str, Any]] = {}
         self.given = Solution(self)  # what the `solution` fixture gives
         self.checks: dict[str, tuple[int, str]] = {}  # id -> (task, title)
+        self.beside: Any = None  # a second plugin (cases_child), which may come with the job
+        self._everything: list[pytest.Item] = []  # all that the day's tests hold
 
     # ---- before the tests ----
 
@@ -139,7 +144,6 @@ class Grading:
         # On GPUs with TF32 a float32 matmul keeps 10 bits by default; the tolerances are those of float32.
         os.environ.setdefault("MLX_ENABLE_TF32", "0")
         self.tree.install()
-        self._find_gpu_kernels()
         self.tripwires.arm()
 
     def _find_gpu_kernels(self) -> None:
@@ -157,22 +161,40 @@ class Grading:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         config.addinivalue_line("markers", "task(n): the task that a check belongs to")
-        kept = [i for i in items if self.only_task is None or _task_number(i) == self.only_task]
-        if self.only_ids is not None:
-            kept = [i for i in kept if check_id(i) in self.only_ids]
-        kept.sort(key=_task_number)  # in the day's order, however its test files are called
+        # In the day's order, however its test files are called.
+        self._everything = sorted(items, key=_task_number)
+        kept = self._chosen()
         config.hook.pytest_deselected(items=[i for i in items if i not in kept])
         items[:] = kept
+
+    def _asked_for(self) -> list[pytest.Item]:
+        """The checks of the grading, of which other processes may run some."""
+        return [i for i in self._everything if self.only_task in (None, _task_number(i))]
+
+    def _chosen(self) -> list[pytest.Item]:
+        """The checks that this process is to run."""
+        kept = self._asked_for()
+        if self.share is not None:
+            kept = [i for i in kept if _task_number(i) in self.share]
+        if self.only_ids is not None:
+            kept = [i for i in kept if check_id(i) in self.only_ids]
+        first = {task: n - len(self.first_tasks) for n, task in enumerate(self.first_tasks)}
+        return sorted(kept, key=lambda i: first.get(_task_number(i), 0))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:
             return
+        self.wait()
+        session.items[:] = self._chosen()  # a job that came meanwhile may want only some
+        if self.beside is not None and not session.config.pluginmanager.is_registered(self.beside):
+            session.config.pluginmanager.register(self.beside)
+        self._find_gpu_kernels()
         self.make_ready(session.items)
         self.import_modules()
 
     def make_ready(self, items: list[pytest.Item]) -> None:
         """Tell which checks there are, and compile what they need. No learner code has run yet."""
-        self.checks = {check_id(i): (_task_number(i), _title(i)) for i in items}
+        self.checks = {check_id(i): (_task_number(i), _title(i)) for i in self._asked_for()}
         told = [{"id": i, "task": task, "title": title} for i, (task, title) in self.checks.items()]
         self.emit("collected", {"checks": told})
         self._build_kernels(items)

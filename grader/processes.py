@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import psutil
@@ -61,7 +61,41 @@ def start(
     )
 
 
-def memory_of(process: subprocess.Popen[bytes]) -> int:
+class Process(Protocol):
+    """What is used of a child process: a subprocess.Popen, or one that another process forked for us."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+
+
+class Launch(Protocol):
+    """Starts the child that runs `module` with the job; see `start` for the others."""
+
+    def __call__(
+        self,
+        module: str,
+        job: Mapping[str, Any],
+        *,
+        output: int,
+        pass_fds: Sequence[int],
+        token: str,
+        cwd: str,
+    ) -> Process: ...
+
+
+def start_child(
+    module: str, job: Mapping[str, Any], *, output: int, pass_fds: Sequence[int], token: str, cwd: str
+) -> Process:
+    """Start `python -P -m MODULE '<job as JSON>'`."""
+    argv = [sys.executable, "-P", "-m", module, json.dumps(job)]
+    return start(argv, output=output, pass_fds=pass_fds, token=token, cwd=cwd)
+
+
+def memory_of(process: Process) -> int:
     """Resident bytes of the child and its descendants; 0 once it is gone."""
     import psutil
 
@@ -74,7 +108,7 @@ def memory_of(process: subprocess.Popen[bytes]) -> int:
     return total
 
 
-def computed_by(process: subprocess.Popen[bytes]) -> float:
+def computed_by(process: Process) -> float:
     """Processor seconds that the child has used; 0 once it is gone."""
     import psutil
 
@@ -84,7 +118,7 @@ def computed_by(process: subprocess.Popen[bytes]) -> float:
     return 0.0
 
 
-def end_family(process: subprocess.Popen[bytes], token: str) -> None:
+def end_family(process: Process, token: str) -> None:
     """Kill the child, its process group and whatever it started, also what left the group; wait for all.
 
     A process that made a session of its own and lost its parent is told by the `token` in its environment.
@@ -179,10 +213,18 @@ class Child:
 
     The job is completed with what the child needs for that: `events` and `lifeline` (file descriptors),
     `token`, which each event carries, `stack_file`, for faulthandler, and with `requests` the end of the pipe
-    that `send` writes to.
+    that `send` writes to. `launch` may start it otherwise (warm.Warm.launch).
     """
 
-    def __init__(self, module: str, job: Mapping[str, Any], *, cwd: Path, requests: bool = False) -> None:
+    def __init__(
+        self,
+        module: str,
+        job: Mapping[str, Any],
+        *,
+        cwd: Path,
+        requests: bool = False,
+        launch: Launch = start_child,
+    ) -> None:
         adopt_orphans()
         self.token = secrets.token_hex(8)
         self.prints = HeadAndTail()
@@ -206,17 +248,13 @@ class Child:
             theirs.append(completed["requests"])
             self._ours.append(self._requests)
             os.set_blocking(self._requests, False)
-        self.process = start(
-            [sys.executable, "-P", "-m", module, json.dumps(completed)],
-            output=output_end,
-            pass_fds=theirs,
-            token=self.token,
-            cwd=str(cwd),
+        self.process = launch(
+            module, completed, output=output_end, pass_fds=theirs, token=self.token, cwd=str(cwd)
         )
         for fd in (*theirs, output_end):
             os.close(fd)
         self._buffer = self._unsent = b""
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.DefaultSelector()  # epoll or kqueue: has a fileno
         for fd in (self._events, self._output):
             os.set_blocking(fd, False)
             self._selector.register(fd, selectors.EVENT_READ)
@@ -224,6 +262,10 @@ class Child:
     @property
     def ended(self) -> bool:
         return self.process.poll() is not None
+
+    def fileno(self) -> int:
+        """Readable when `read` has something to take in: for a select over several children."""
+        return self._selector.fileno()
 
     # ---- what it says and is told
 

@@ -79,11 +79,13 @@ class Screen:
         for line in textwrap.wrap(text, self.width - indent, break_on_hyphens=False) or [""]:
             self.line(" " * indent + line, style)
 
-    def labelled(self, label: str, text: str, style: str | None = None, indent: int = 4) -> None:
+    def labelled(
+        self, label: str, text: str, style: str | None = None, indent: int = 4, width: int = LABEL
+    ) -> None:
         """ "    expected   mx.array (3, 7) float32", wrapped under itself."""
         from rich.text import Text
 
-        first = " " * indent + label.ljust(LABEL)
+        first = " " * indent + label.ljust(width)
         rest = " " * len(first)
         lines: list[str] = []
         for part in text.splitlines() or [""]:

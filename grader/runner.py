@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import select
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,10 @@ class Slow:
     limit: float  # infinite while the reference is being timed
 
 
+class Cancelled(Exception):
+    """`stop` ended the grading: there is no report."""
+
+
 Event = Launched | Building | Started | Slow | CheckResult | TaskResult
 
 
@@ -93,6 +98,10 @@ def grade(
     cases: str = "",
     only_ids: Sequence[str] | None = None,
     later: contextlib.ExitStack | None = None,
+    launch: processes.Launch = processes.start_child,
+    first_tasks: Sequence[int] = (),
+    shares: Sequence[Collection[int]] = (),
+    stop: Callable[[], bool] = lambda: False,
 ) -> DayReport:
     """Grade one day and report.
 
@@ -101,7 +110,10 @@ def grade(
     may take, in place of the day's own limits. enough: told of each result; True ends the grading there, and
     the checks that are left are "not reached". cases: "keep" has failing checks leave their cases
     (cases.py), for which the child goes on, with `later` till that is closed; "replay" runs kept cases in the
-    place of their checks. only_ids: these checks alone. Raises nothing for anything the graded code does.
+    place of their checks. only_ids: these checks alone. launch: how a child is started (warm.Warm.launch).
+    first_tasks: whose checks run before the others'. shares: tasks that go to a child each, side by side.
+    stop: asked all the time; True ends the grading in `Cancelled`, and there is no report.
+    Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
     run = _Run(
@@ -110,6 +122,8 @@ def grade(
     run.enough = enough or run.enough
     run.cases, run.only_ids, run.later = cases, only_ids, later
     run.borrowed = tuple(d.id for d in borrow)
+    run.launch, run.first_tasks, run.stop = launch, tuple(first_tasks), stop
+    run.shares = tuple(frozenset(s) for s in shares)
     return run.report(tuple(d.id for d in borrow))
 
 
@@ -130,6 +144,10 @@ class _Run:
     timeout: float | None
     on_event: Callable[[Event], None]
     enough: Callable[[CheckResult], bool] = lambda result: False
+    launch: processes.Launch = processes.start_child
+    first_tasks: tuple[int, ...] = ()
+    shares: tuple[frozenset[int], ...] = ()
+    stop: Callable[[], bool] = lambda: False
 
     cases: str = ""
     only_ids: Sequence[str] | None = None
@@ -150,6 +168,8 @@ class _Run:
         verdict = None
         try:
             self._run_children()
+            if self.stop():  # the last moment: what was graded may not be what is there
+                raise Cancelled
         except KeyboardInterrupt:
             verdict, self.problem = Verdict.INTERRUPTED, "stopped by Ctrl-C"
         tasks = self._tasks()
@@ -191,22 +211,27 @@ class _Run:
     def _run_children(self) -> None:
         deadline = self.began + self.limits.day_seconds
         only_ids = None if self.only_ids is None else list(self.only_ids)
+        shares: Sequence[frozenset[int] | None] = self.shares or (None,)
         launched = False
         while True:
-            child = _Child(self, only_ids, deadline)
-            if not launched:
-                self.on_event(Launched())
-                launched = True
+            children: list[_Child] = []
             finished = False
             try:
-                finished = child.watch()
+                for share in shares:
+                    children.append(_Child(self, only_ids, deadline, share))
+                if not launched:
+                    self.on_event(Launched())
+                    launched = True
+                finished = self.follow(children)
             finally:
-                if finished and self.later is not None:
-                    self.later.callback(child.end_later)
-                elif finished and self.cases == "keep":
-                    child.end_later()
-                else:
-                    child.end()
+                for child in children:
+                    signed = child.stage == "ended"
+                    if signed and self.later is not None:
+                        self.later.callback(child.end_later)
+                    elif signed and self.cases == "keep":
+                        child.end_later()
+                    else:
+                        child.end()
             self._give_up_hopeless_tasks()
             left = [i for i in self.planned if i not in self.results]
             if finished or self.problem or not left:
@@ -216,7 +241,7 @@ class _Run:
                     left, Outcome.NOT_REACHED, f"The day's {self.limits.day_seconds:.0f} s were used up."
                 )
                 break
-            only_ids = left
+            only_ids, shares = left, (None,)
         pinned = {t.id: t.checks for t in self.day.tasks if self.only_task in (None, t.id)}
         for number, expected in pinned.items():
             found = sum(task == number for task, _ in self.planned.values())
@@ -225,6 +250,22 @@ class _Run:
                     f"task {number} has {found} checks and checkpoint.toml says {expected}: "
                     "the course's own files do not fit together."
                 )
+
+    def follow(self, children: Sequence[_Child]) -> bool:
+        """Follow children until each has ended or must be ended. True when all signed their runs off."""
+        going, signed = list(children), True
+        while going:
+            select.select([c.child for c in going], [], [], POLL_SECONDS)
+            for child in tuple(going):
+                done = child.turn()
+                if done is not None:
+                    going.remove(child)
+                    signed = signed and done
+            if self.settled:
+                return True
+            if going and self.stop():
+                raise Cancelled
+        return signed
 
     def _give_up_hopeless_tasks(self) -> None:
         """Where checks of a task keep using up their time, do not make the learner wait for the others."""
@@ -276,8 +317,16 @@ class _Run:
 class _Child:
     """One grading child, from start to end."""
 
-    def __init__(self, run: _Run, only_ids: list[str] | None, deadline: float) -> None:
+    def __init__(
+        self,
+        run: _Run,
+        only_ids: list[str] | None,
+        deadline: float,
+        share: frozenset[int] | None = None,
+    ) -> None:
+        """share: the tasks that it is for, where others run beside it; None is all of them."""
         self.run = run
+        self.share = share
         self.deadline = deadline
         job = {
             "root": str(run.clone.root),
@@ -288,39 +337,42 @@ class _Child:
             "only_ids": only_ids,
             "cases": run.cases,
             "borrowed": run.borrowed,
+            "first_tasks": run.first_tasks,
+            "share": sorted(share) if share is not None else None,
         }
-        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root)
+        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root, launch=run.launch)
         self.process = self.child.process
         self.stage = "starting"  # then building, importing, between, checking, ended
         self.current = ""  # id of the running check
         self.since = time.monotonic()
         self.stuck_frames: tuple[Frame, ...] | None = None
         self.yardstick: _Yardstick | None = None
+        self.memory_checked = 0.0
 
     # ---- the watch ----
 
-    def watch(self) -> bool:
-        """Follow the child until it ends or must be ended. True when it signed its run off."""
-        memory_checked = 0.0
-        while True:
-            self._pump(POLL_SECONDS)
-            if self.stage == "ended" or self.run.settled:
-                return True
-            if self.process.poll() is not None:
-                self._pump(0)  # what it wrote last
-                if self.stage != "ended":
-                    self._died()
-                return self.stage == "ended"
-            now = time.monotonic()
-            if now - memory_checked > MEMORY_POLL_SECONDS and self.stage != "building":
-                memory_checked = now
-                limit = self.run.limits.memory_gib * 2**30
-                if processes.memory_of(self.process) > limit:
-                    used = f"Used more than {self.run.limits.memory_gib:g} GiB of memory, and was stopped."
-                    self._blame(Outcome.OUT_OF_MEMORY, used, self._where_it_stands())
-                    return False
-            if self._too_long(now):
+    def turn(self) -> bool | None:
+        """Take in what it has reported and look after its limits.
+
+        None while it goes on; True when it signed its run off, False when it ended or must be ended.
+        """
+        self._pump(0)
+        if self.stage == "ended":
+            return True
+        if self.process.poll() is not None:
+            self._pump(0)  # what it wrote last
+            if self.stage != "ended":
+                self._died()
+            return self.stage == "ended"
+        now = time.monotonic()
+        if now - self.memory_checked > MEMORY_POLL_SECONDS and self.stage != "building":
+            self.memory_checked = now
+            limit = self.run.limits.memory_gib * 2**30
+            if processes.memory_of(self.process) > limit:
+                used = f"Used more than {self.run.limits.memory_gib:g} GiB of memory, and was stopped."
+                self._blame(Outcome.OUT_OF_MEMORY, used, self._where_it_stands())
                 return False
+        return False if self._too_long(now) else None
 
     def _too_long(self, now: float) -> bool:
         """End the check that has used up its time; say where its code stood."""
@@ -367,7 +419,8 @@ class _Child:
         self.since = time.monotonic()
         match event["event"]:
             case "collected":
-                for c in event["checks"]:
+                wanted = [c for c in event["checks"] if run.only_ids is None or c["id"] in run.only_ids]
+                for c in wanted:
                     run.planned.setdefault(c["id"], (c["task"], c["title"]))
             case "building":
                 self.stage = "building"
@@ -433,12 +486,21 @@ class _Child:
             run.record(self.current, outcome, time.monotonic() - self.since, failure=failure)
         elif self.stage == "importing":
             failure = replace(failure, summary=f"While importing the day's modules: {summary}")
-            run._fill([i for i in run.planned if i not in run.results], outcome, "", failure)
+            run._fill(self._left(), outcome, "", failure)
         else:
             # It ended between two checks, or after the last one but before it had signed off: a thread of
             # the check before, or something it left behind.
-            left = [i for i in run.planned if i not in run.results]
+            left = self._left()
             run.record(left[0] if left else self.current, outcome, 0.0, failure=failure)
+
+    def _left(self) -> list[str]:
+        """The checks of its share that have come to no verdict."""
+        planned, results = self.run.planned, self.run.results
+        return [
+            i
+            for i, (task, _) in planned.items()
+            if i not in results and (self.share is None or task in self.share)
+        ]
 
     def _where_it_stands(self) -> tuple[Frame, ...]:
         """Ask the running code for its line and names; when it is inside C code, for its line."""
@@ -518,7 +580,7 @@ class _Yardstick:
             deadline = time.monotonic() + self._run.limits.day_seconds
             self._child = _Child(self._run, [self._check_id], deadline)
         try:
-            self._child.watch()
+            self._run.follow([self._child])
         finally:
             with self._lock:
                 self._child.end()

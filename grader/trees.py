@@ -43,6 +43,11 @@ class Tree(importlib.abc.MetaPathFinder):
     def install(self) -> None:
         sys.meta_path.insert(0, self)
 
+    def replace(self, overlays: Mapping[str, Path]) -> None:
+        """Put these files in modules' places, before any of the tree is imported."""
+        self.overlays = dict(overlays)
+        self._files.clear()
+
     def kernels(self, only: Collection[str]) -> Kernels:
         """The tree's C++ kernels, overlays in place; `only` these files of its kernels folder are compiled.
 

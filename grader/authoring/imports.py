@@ -18,7 +18,7 @@ from .stubs import NOT_COPIED
 # The grader's modules that run in a child. Only they import MLX, and only they import each other:
 # loading one of them in the grader's own process would load MLX there.
 CHILD_SIDE = frozenset(
-    {"child", "faults", "frames", "plugin", "testing", "tripwires"}
+    {"child", "faults", "frames", "plugin", "testing", "tripwires", "warm_child"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
     | {"guilt_child"}  # of `why`
     | {"boundary", "cases_child", "check_function", "repro", "story"}  # of failures that are kept

@@ -11,7 +11,7 @@ from ..clone import find_clone
 from ..errors import CourseError
 from . import kills as kill_sweep
 from . import latency as latency_bench
-from . import products
+from . import products, saving
 
 
 @click.group()
@@ -21,11 +21,15 @@ def main() -> None:
 
 @main.command()
 @click.argument("day", default="day1.1")
-@click.option("--runs", type=click.IntRange(min=1), default=5, help="Interleaved runs (default: 5).")
-def latency(day: str, runs: int) -> None:
+@click.option("--runs", type=click.IntRange(min=1), help="Interleaved runs (default: 5), or saves (12).")
+@click.option("--save", is_flag=True, help="From saving a file to the verdict of `watch`; DAY may be week1.")
+def latency(day: str, runs: int | None, save: bool) -> None:
     """From keystroke to verdict, beside bare pytest on the same tests with the reference as the solution."""
     try:
-        result = latency_bench.measure(find_clone(), day, runs, say=click.echo)
+        if save:
+            found = saving.measure(find_clone(), day, runs or 12, say=click.echo)
+            sys.exit(0 if all(s.within_bar for s in found) else 1)
+        result = latency_bench.measure(find_clone(), day, runs or 5, say=click.echo)
     except CourseError as error:
         click.echo(error.message, err=True)
         sys.exit(error.exit_code)

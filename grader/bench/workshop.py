@@ -19,6 +19,9 @@ def finished_copy(clone: Clone, root: Path) -> Clone:
     for part in ("checkpoints", "reference", "progress"):
         shutil.copytree(clone.root / part, root / part, ignore=skip)
     shutil.copytree(clone.reference, root / "exercises", ignore=skip)
+    models = clone.reference / "models"  # large, and only read
+    if models.is_dir():
+        (root / "reference" / "models").symlink_to(models.resolve(), target_is_directory=True)
     subprocess.run(["git", "init", "-q", str(root)], check=True, capture_output=True)
     return Clone(root)
 

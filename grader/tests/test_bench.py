@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.grader.bench import latency
+from tinyllm.grader.bench import latency, saving
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import Toy
 
@@ -52,6 +52,19 @@ def test_the_bar_is_on_ratio_and_seconds() -> None:
     assert latency.Latency([1.0, 1.1], [2.0, 2.0], [1.0, 1.0]).within_bar
     assert not latency.Latency([1.6], [2.0], [1.0]).within_bar
     assert not latency.Latency([2.1], [3.0], [2.0]).within_bar
+
+
+def test_latency_from_save_to_verdict_of_every_day(course: Toy) -> None:
+    done = bench(course, "latency", "week1", "--save", "--runs", "2")
+    assert done.returncode in (0, 1), done.stderr
+    shape = r"^day1\.[12]: from save to verdict median [\d.]+ s, p95 [\d.]+ s, .* in 2 saves \(bar 0\.5 s\): "
+    assert len(re.findall(shape, done.stdout, re.M)) == 2
+
+
+def test_the_bar_is_on_the_median_save() -> None:
+    quick = saving.Saving("1.1", [0.2] * 18 + [0.4, 0.9])
+    assert (quick.median, quick.p95, quick.within_bar) == (0.2, 0.4, True)
+    assert not saving.Saving("1.1", [0.6, 0.6, 0.1]).within_bar
 
 
 def test_kills_lose_nothing(course: Toy) -> None:

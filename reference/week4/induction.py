@@ -24,7 +24,9 @@ import mlx.core as mx
 
 from .gpt import GPTConfig, Parameters
 
-REACH = 150  # tokens; pairs of features that RoPE turns by less than a radian over this distance tell words apart
+REACH = (
+    150  # tokens; pairs of features that RoPE turns by less than a radian over this distance tell words apart
+)
 FAST = 0.1  # radians a token; pairs that turn faster tell distances apart
 LOOK_BACK = (1, 2, 3)  # places; a query head of layer 0 for each
 SHARPNESS = 15.0  # score of the place looked back at

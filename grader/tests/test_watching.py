@@ -1,0 +1,316 @@
+"""`watch` from outside: a terminal with somebody who saves files and presses keys, and no terminal at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tinyllm.grader import saves
+from tinyllm.grader.tests import toy
+from tinyllm.grader.tests.toy import Toy
+
+READY = "waiting for a save"
+RUNNING = "1 of 5"
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+PATIENCE = 60.0  # on a machine that is busy with other things
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Toy:
+    return toy.make(tmp_path / "my clone", git=True)
+
+
+def attempts(course: Toy) -> list[dict]:
+    log = course.clone.progress / "attempts.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [e for e in map(json.loads, lines) if e["event"] == "attempt"]
+
+
+class Terminal:
+    """A terminal of 80 columns in which `watch` runs."""
+
+    def __init__(self, course: Toy, *arguments: str, **environment: str) -> None:
+        self.near, far = pty.openpty()
+        self.size(40, 80)
+        self.before = termios.tcgetattr(self.near)
+        self.process = subprocess.Popen(
+            [*toy.PROGRAM, "watch", *arguments],
+            cwd=course.root,
+            env=course.environment(**{"TERM": "xterm", **environment}),
+            stdin=far,
+            stdout=far,
+            stderr=far,
+            preexec_fn=self._own_terminal,
+        )
+        self._far = far  # kept open: its settings are asked for after the end
+        self._unread = ""
+
+    @staticmethod
+    def _own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    def size(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.near, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def until(self, words: str, *, within: float = PATIENCE) -> str:
+        """What is shown up to these words and the end of the line that they begin, without colours."""
+        end = time.monotonic() + within
+        end_of_line = "" if words == RUNNING else "\n"  # the line of what runs is drawn over
+        while not (found := re.search(rf".*?{re.escape(words)}[^\n]*{end_of_line}", self._unread, re.S)):
+            assert time.monotonic() < end, f"no {words!r} in:\n{self._unread}"
+            self._read(0.2)
+        self._unread = self._unread[found.end() :]
+        return ESCAPES.sub("", found.group()).replace("\r", "")
+
+    def _read(self, wait: float) -> None:
+        if select.select([self.near], [], [], wait)[0]:
+            with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+                self._unread += os.read(self.near, 65536).decode("utf-8", "replace")
+
+    def press(self, keys: str) -> None:
+        os.write(self.near, keys.encode())
+
+    def silence(self, seconds: float) -> None:
+        """Nothing is shown for so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._read(0.1)
+        assert ESCAPES.sub("", self._unread).strip() == ""
+
+    def end(self) -> int:
+        """Wait for the end, and look at the terminal's settings."""
+        limit = time.monotonic() + PATIENCE
+        while self.process.poll() is None and time.monotonic() < limit:
+            self._read(0.05)
+        code = self.process.wait(1)
+        assert termios.tcgetattr(self.near)[:4] == self.before[:4]
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.near)
+        os.close(self._far)
+
+
+@contextlib.contextmanager
+def watching(course: Toy, *arguments: str, **environment: str) -> Iterator[Terminal]:
+    terminal = Terminal(course, *arguments, **environment)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+
+
+def test_a_day_from_its_stub_to_the_next_day(course: Toy) -> None:
+    with watching(course, PAGER="cat") as terminal:
+        opening = terminal.until(READY)
+        assert "watching day1.1  Sums" in opening
+        assert "day1.1: not passed yet, 0 of 2 tasks" in opening
+        assert "h hint  d diff  r read  n next  l list  q quit" in opening
+
+        course.sums(row_sums="return mx.sum(x, axis=0)")
+        wrong = terminal.until(READY)
+        assert "expected   mx.array (3,) float32" in wrong
+        assert "day1.1: not passed yet, 1 of 2 tasks" in wrong
+
+        terminal.press("h")
+        assert "hint 1/3   Which axis?" in terminal.until(READY)
+        terminal.press("d")  # once: only asked
+        assert "reference's task 2 beside yours" in terminal.until("once more")
+        terminal.press("x")  # any other key is a no
+        terminal.press("d")
+        terminal.until("once more")
+        terminal.press("d")
+        assert "return mx.sum(x, axis=1)" in terminal.until(READY)
+        terminal.press("n")
+        assert "has not passed yet" in terminal.until("once more")
+        terminal.press("r")
+        assert "double keeps its input's dtype." in terminal.until(READY)
+        terminal.press("l")
+        assert "1.2  Means" in terminal.until(READY)
+        terminal.press("?")
+        terminal.until("so does Ctrl-C")
+
+        terminal.size(50, 100)  # a resize is nothing to it
+        course.sums()
+        right = terminal.until(READY)
+        assert "day1.1: passed" in right
+        assert "You add." in right
+        assert "double keeps its input's dtype." in right
+        assert re.search(r"3 attempts, .*, 1 hint, the reference looked at", right)
+        assert "n goes on to day1.2, Means." in right
+
+        terminal.press("n")
+        assert "watching day1.2  Means" in terminal.until(READY)
+        course.write("exercises/week1/means.py", toy.MEANS)
+        last = terminal.until(READY)
+        assert "day1.2: passed" in last
+        assert "That was the last day so far." in last
+        terminal.press("q")
+        assert terminal.end() == 0
+    drawn_over = re.compile("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]")  # the line of what runs
+    lines = [line for line in (opening + wrong).splitlines() if not drawn_over.search(line)]
+    assert max(map(len, lines)) <= 80
+    verdicts = [(a["day"], a["verdict"]) for a in attempts(course)]
+    assert verdicts == [
+        ("1.1", "not passed"),
+        ("1.1", "not passed"),
+        ("1.1", "passed"),
+        ("1.2", "not passed"),
+        ("1.2", "passed"),
+    ]
+    assert "- [x]" in (course.clone.progress / "tiny-llm-tracker.md").read_text(encoding="utf-8")
+
+
+def test_ways_to_save(course: Toy) -> None:
+    file = course.clone.exercises / "week1/sums.py"
+    course.sums()
+    right = file.read_bytes()
+    course.grade("day1.1")
+    with watching(course, "day1.1", "--keep", NO_COLOR="1") as terminal:
+        assert "day1.1: passed" in terminal.until(READY)
+        assert len(attempts(course)) == 1  # these very files had been graded
+
+        file.write_bytes(right)  # saved without a change
+        file.touch()
+        (file.parent / ".sums.py.swp").write_bytes(b"an editor's own")
+        terminal.silence(2.0)
+
+        file.write_bytes(right.replace(b"x + x", b"x +"))  # half-way through
+        assert "syntax error on line 9" in terminal.until(READY)
+        backup = file.with_name("sums.py~")
+        file.rename(backup)  # as an editor does it: the old file away, a new one in its place
+        new = file.with_name("4913")
+        new.write_bytes(right.replace(b"x + x", b"x * x"))
+        new.replace(file)
+        backup.unlink()
+        renamed = terminal.until(READY)
+        assert "0 of 3 checks" in renamed
+        assert "does not exist" not in renamed
+
+        file.unlink()
+        assert "exercises/week1/sums.py does not exist" in terminal.until(READY)
+        file.write_bytes(right)
+        assert "day1.1: passed" in terminal.until(READY)
+        course.write("exercises/week1/means.py", "# not this day's\n")
+        terminal.until("tinyllm-grade watch day1.2")
+        terminal.press("g")
+        assert "not another attempt" in terminal.until(READY)
+        terminal.press("\x04")
+        assert terminal.end() == 0
+    verdicts = [a["verdict"] for a in attempts(course)]
+    assert verdicts == ["passed", "not passed", "not passed", "not passed", "passed"]
+
+
+def test_an_edit_during_a_grading_starts_it_anew(course: Toy) -> None:
+    course.sums()
+    course.grade("day1.1")
+    with watching(course, "day1.1", "--keep") as terminal:
+        terminal.until(READY)
+        course.sums(top="import time", double="time.sleep(2.5)\n    return x + x")
+        terminal.until(RUNNING)
+        course.sums(double="return x * x")
+        shown = terminal.until(READY)
+        assert "saved again" in shown
+        assert "0 of 3 checks" in shown
+        assert len(attempts(course)) == 2
+        course.sums(double="while True: pass")
+        terminal.until(RUNNING)
+        terminal.press("q")
+        assert terminal.end() == 0
+    assert len(attempts(course)) == 2
+
+
+@pytest.mark.parametrize("how", ["key", "terminated", "while grading"])
+def test_however_it_ends_the_terminal_is_as_it_was(course: Toy, how: str) -> None:
+    course.sums(double="while True: pass" if how == "while grading" else "return x + x")
+    with watching(course, "day1.1") as terminal:
+        terminal.until(RUNNING if how == "while grading" else READY)
+        if how == "terminated":
+            terminal.process.send_signal(signal.SIGTERM)
+        else:
+            terminal.press("\x03")
+        assert terminal.end() == (143 if how == "terminated" else 130)
+
+
+@pytest.mark.parametrize("options", [("--poll",), ()], ids=["polling", "events"])
+def test_without_a_terminal_saves_are_graded_until_the_day_passes(course: Toy, options: tuple) -> None:
+    with subprocess.Popen(
+        [*toy.PROGRAM, "watch", "day1.1", *options],
+        cwd=course.root,
+        env=course.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        shown = []
+        for line in process.stdout:
+            shown.append(line.rstrip("\n"))
+            if line.startswith("day1.1: not passed yet, 0 of 2"):
+                course.sums(double="return x * x")
+            elif line.startswith("day1.1: not passed yet, 1 of 2"):
+                course.sums()
+        assert process.wait(PATIENCE) == 0
+    text = "\n".join(shown)
+    assert "There is no terminal here" in text
+    assert ("looking five times a second: --poll" in text) == bool(options)
+    assert "day1.1: passed" in text
+    assert "next: tinyllm-grade watch day1.2" in text
+    assert "\x1b" not in text
+    assert max(map(len, shown)) <= 80
+
+
+def test_changes_that_no_event_tells_of_are_found(course: Toy, tmp_path: Path) -> None:
+    """A link out of the clone stands for a file system without events: its target changes unseen."""
+    file = course.clone.exercises / "week1/sums.py"
+    elsewhere = tmp_path / "elsewhere.py"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    with watching(course, "day1.1", "--keep") as terminal:
+        terminal.until(READY)
+        elsewhere.write_text(toy.SUMS, encoding="utf-8")
+        shown = terminal.until(READY)
+        assert "looking five times a second" in shown
+        assert "day1.1: passed" in shown
+        terminal.press("q")
+        assert terminal.end() == 0
+
+
+def test_file_systems_without_events_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    class Mount:
+        def __init__(self, mountpoint: str, fstype: str) -> None:
+            self.mountpoint, self.fstype = mountpoint, fstype
+
+    for kind, poll in (("9p", True), ("nfs4", True), ("fuse.sshfs", True), ("ext4", False), ("tmpfs", False)):
+        mounts = [Mount("/", "overlay"), Mount(str(tmp_path), kind), Mount(str(tmp_path / "other"), "9p")]
+        monkeypatch.setattr(psutil, "disk_partitions", lambda all, mounts=mounts: mounts)
+        assert saves.without_events(tmp_path / "exercises") == (kind if poll else "")
+
+
+def test_no_folder_to_watch_is_told(course: Toy) -> None:
+    course.clone.exercises.rename(course.root / "gone")
+    done = course.grade("watch", "day1.1")
+    assert done.returncode == 3
+    assert "tinyllm-grade reset day1.1" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,245 @@
+"""Keeps a warm process for a day, and starts grading children from it instead of from nothing.
+
+    with Warm(clone, day) as warm:
+        runner.grade(clone, course, day, launch=warm.launch)
+
+`launch` has the interface of `processes.start_child`. A job that the warm process is not for, or one that
+comes when it has died or does not answer, gets a plain child: slower, and otherwise the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import messages, processes
+from .catalog import Day
+from .clone import Clone
+
+CHILD = "tinyllm.grader.child"
+BOOT_SECONDS = 60.0  # a plain child would need as long as the warm process, so waiting for that is no loss
+ANSWER_SECONDS = 30.0  # a fork takes milliseconds, unless the machine is very busy
+PLACE_FOR_TOKEN = "0" * 16
+
+
+class Forked:
+    """A child of ours that another process forked for us, with what the grader uses of subprocess.Popen."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._handle = -1
+        with contextlib.suppress(OSError, AttributeError):
+            self._handle = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else took leave of it
+                pid, status = self.pid, 0
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+                self._close()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+            if self._handle >= 0:
+                select.select([self._handle], [], [], left)
+            else:
+                time.sleep(0.001)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __del__(self) -> None:
+        self._close()
+
+
+class Warm:
+    """A warm process for the gradings of one day with one tree. It is started at once, in the background."""
+
+    def __init__(self, clone: Clone, day: Day, solution: str = "exercises", *, fork: bool = True) -> None:
+        self.clone = clone
+        self.day = day
+        self.solution = solution
+        self.why_not = ""  # why it does not fork; "" while it is not known
+        self.launched = 0  # children that came out of it
+        self._given: set[int] = set()  # their process ids
+        self._fork = fork
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._ready = False
+        self._forks = False
+        self._state = _state_of(clone, day)
+        self._start()
+
+    def __enter__(self) -> Warm:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def launch(
+        self,
+        module: str,
+        job: Mapping[str, Any],
+        *,
+        output: int,
+        pass_fds: Sequence[int],
+        token: str,
+        cwd: str,
+    ) -> processes.Process:
+        """Start a child for the job: from the warm process where that fits, else a plain one."""
+        mine = (str(self.clone.root), self.day.id, self.solution)
+        if module == CHILD and (job["root"], job["day"], job["solution"]) == mine:
+            process = self._from_warm(job, output, token)
+            if process is not None:
+                self.launched += 1
+                return process
+        return processes.start_child(module, job, output=output, pass_fds=pass_fds, token=token, cwd=cwd)
+
+    def refresh(self) -> None:
+        """Start anew where there is no warm process, or the day's tests are not those that it collected."""
+        state = _state_of(self.clone, self.day)
+        if self._process is None or self._process.poll() is not None or state != self._state:
+            self.close()
+            self._state = state
+            self._start()
+
+    def close(self) -> None:
+        """End the warm process. Children that came out of it go on."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self._ready = False
+
+    # ---- the process
+
+    def _start(self) -> None:
+        processes.adopt_orphans()
+        ours, theirs = socket.socketpair()
+        setting = {
+            "control": theirs.fileno(),
+            "root": str(self.clone.root),
+            "day": self.day.id,
+            "solution": self.solution,
+            "fork": self._fork,
+        }
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "tinyllm.grader.warm_child", json.dumps(setting)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**os.environ, processes.TOKEN_VARIABLE: PLACE_FOR_TOKEN},
+                cwd=self.clone.root,
+            )
+        self._control = ours
+        self._ready = False
+
+    def _from_warm(self, job: Mapping[str, Any], output: int, token: str) -> processes.Process | None:
+        """A child out of the warm process; None where it cannot be had, and then there is none half made."""
+        self.refresh()
+        if not self._get_ready() or self._control is None or self._process is None:
+            self.close()
+            return None
+        try:
+            self._control.settimeout(ANSWER_SECONDS)
+            messages.send(self._control, dict(job), [job["events"], job["lifeline"], output])
+            answer, _ = messages.receive(self._control)
+        except (OSError, ValueError):
+            answer = None
+        if answer is None or answer["pid"] <= 0:
+            self._end_half_made()
+            return None
+        if self._forks:
+            self._given.add(answer["pid"])
+            return Forked(answer["pid"])
+        spent, self._process = self._process, None  # it is the child now
+        self._control.close()
+        self._control = None
+        return spent
+
+    def _end_half_made(self) -> None:
+        """End the warm process and what it may just have forked: the job goes to another child."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            command = psutil.Process(self.pid).cmdline()  # a fork has the same
+            self.close()
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.pid not in self._given and process.cmdline() == command:
+                        process.kill()
+                        process.wait(1)
+        self.close()
+
+    def _get_ready(self) -> bool:
+        if self._ready or self._control is None:
+            return self._ready
+        try:
+            self._control.settimeout(BOOT_SECONDS)
+            answer, _ = messages.receive(self._control)
+        except (OSError, ValueError):
+            return False
+        if answer is None:
+            return False
+        self._ready = True
+        self._forks, self.why_not = answer["forks"], answer["why_not"]
+        return True
+
+    @property
+    def pid(self) -> int:
+        """The warm process's; 0 where there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def forks(self) -> bool:
+        """Whether children are forked; waits until that is known."""
+        return self._get_ready() and self._forks
+
+
+def _state_of(clone: Clone, day: Day) -> tuple[tuple[str, int, int], ...]:
+    """What a warm process depends on: the specs of the course and the day's tests."""
+    files = [clone.checkpoints / "course.toml", *clone.checkpoints.glob("*/checkpoint.toml")]
+    files += sorted(Path(day.folder).glob("*.py"))
+    found = []
+    for file in sorted(files):
+        with contextlib.suppress(OSError):
+            stat = file.stat()
+            found.append((str(file), stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
