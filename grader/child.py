@@ -64,7 +64,12 @@ def main(job: Mapping[str, Any]) -> None:
         "-p", "no:unraisableexception", "-p", "no:warnings", "-s", *map(str, day.tests),
     ]  # fmt: skip
     quiet = _Quiet()
-    code = pytest.main(arguments, plugins=[quiet, grading])
+    plugins: list[Any] = [quiet, grading]
+    if "strict" in job:
+        from .strict_child import Guard
+
+        plugins.append(Guard(grading, job["strict"], emit))
+    code = pytest.main(arguments, plugins=plugins)
     sys.stdout.flush()
     emit("end", {"finished": grading.finished, "pytest": int(code), "said": quiet.errors})
     os._exit(0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import catalog
+from . import catalog, classes
 from .catalog import Course, Day
 from .clone import Clone, find_clone
 from .errors import CourseError, UsageError
@@ -51,7 +51,7 @@ def main() -> None:
     """Grade a day of the course, and find the way when stuck.
 
     DAY is day1.3 or 1.3; grading also takes week1 and all. Exit codes: 0 passed, 1 not passed yet,
-    2 usage, 3 the environment is at fault, 130 interrupted.
+    2 usage, 3 the environment is at fault, 4 refused by --strict, 130 interrupted.
     """
 
 
@@ -119,6 +119,7 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--timeout", type=click.FloatRange(min=0.1), metavar="S", help="Seconds one check may take.")
 @click.option("--no-progress", is_flag=True, help="Write no log, tracker or snapshot.")
 @click.option("-v", "--verbose", is_flag=True, help="Every failure, with tracebacks.")
+@classes.grading_options
 @reporting
 def grade(
     day: str | None,
@@ -130,14 +131,18 @@ def grade(
     timeout: float | None,
     no_progress: bool,
     verbose: bool,
+    for_class: dict[str, Any],
 ) -> None:
     """Grade DAY, or the next unfinished day.
 
     DAY is day1.3 or 1.3, a whole week (week1), or all.
     """
+    from contextlib import ExitStack
+
     from . import grading
 
     listener: Any = Silence()
+    cleanup = ExitStack()
     try:
         context = Context(verbose=verbose)
         days = grading.days_to_grade(context.clone, context.course, day)
@@ -148,10 +153,16 @@ def grade(
         borrowed = _borrowed(context, borrow, days if solution == "exercises" else ())
         if junit is not None and not junit.parent.is_dir():
             raise UsageError(f"--junit {junit}: the folder {junit.parent} does not exist.")
-        options = grading.Options(solution, borrowed, task, timeout, not no_progress)
+        classes.check_files(for_class)
+        strict = classes.strict_grading(context.clone, context.course, days, solution, for_class)
+        if strict is not None:
+            cleanup.enter_context(strict)
+        record = not no_progress and for_class["submission"] is None
+        options = grading.Options(solution, borrowed, task, timeout, record, strict)
         if not as_json:
             listener = TerminalListener(context, options)
-        graded = grading.grade(context.clone, context.course, days, options, listener)
+        with cleanup:
+            graded = grading.grade(context.clone, context.course, days, options, listener)
     except CourseError as error:
         if not as_json:
             raise
@@ -159,13 +170,17 @@ def grade(
             json.dumps({"schema": 1, "exit_code": error.exit_code, "days": [], "error": error.message})
         )
         sys.exit(error.exit_code)
-    if junit is not None or as_json:
+    files = junit or for_class["gradescope"] or for_class["github"]
+    if files is not None or as_json:
         from . import export
 
         if junit is not None:
             export.write_junit(graded.reports, junit)
+        upstream = strict.baseline.name if strict is not None else ""
+        document = export.as_json(graded.reports, graded.exit_code, upstream)
+        classes.write_files(document, for_class)
         if as_json:
-            click.echo(json.dumps(export.as_json(graded.reports, graded.exit_code), indent=2))
+            click.echo(json.dumps(document, indent=2))
     sys.exit(graded.exit_code)
 
 

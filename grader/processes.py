@@ -172,9 +172,21 @@ class Child:
     that `send` writes to.
     """
 
-    def __init__(self, module: str, job: Mapping[str, Any], *, cwd: Path, requests: bool = False) -> None:
+    def __init__(
+        self,
+        module: str,
+        job: Mapping[str, Any],
+        *,
+        cwd: Path,
+        requests: bool = False,
+        launcher: Path | None = None,
+    ) -> None:
+        """`launcher`: a script that is run in the module's place by an isolated Python without site-packages'
+        start-up files, and that reads the job from the file descriptor it is given."""
         adopt_orphans()
         self.token = secrets.token_hex(8)
+        self._family = secrets.token_hex(8)  # in the environment, where anyone reads it: no event's token
+        self.foreign_lines = 0  # in the pipe of events, from who does not know the token
         self.prints = HeadAndTail()
         self._folder = tempfile.TemporaryDirectory(prefix="tinyllm-")
         self._stack_file = Path(self._folder.name) / "stacks"
@@ -196,15 +208,18 @@ class Child:
             theirs.append(completed["requests"])
             self._ours.append(self._requests)
             os.set_blocking(self._requests, False)
-        self.process = start(
-            [sys.executable, "-P", "-m", module, json.dumps(completed)],
-            output=output_end,
-            pass_fds=theirs,
-            token=self.token,
-            cwd=str(cwd),
-        )
+        text = json.dumps(completed)
+        argv = [sys.executable, "-P", "-m", module, text]
+        if launcher is not None:  # a command line can be read by all that runs on the machine
+            job_end, our_job_end = os.pipe()
+            theirs.append(job_end)
+            argv = [sys.executable, "-I", "-S", str(launcher), str(job_end)]
+        self.process = start(argv, output=output_end, pass_fds=theirs, token=self._family, cwd=str(cwd))
         for fd in (*theirs, output_end):
             os.close(fd)
+        if launcher is not None:
+            with contextlib.suppress(BrokenPipeError), os.fdopen(our_job_end, "wb") as pipe:
+                pipe.write(text.encode())
         self._buffer = self._unsent = b""
         self._selector = selectors.DefaultSelector()
         for fd in (self._events, self._output):
@@ -230,7 +245,9 @@ class Child:
                 while chunk := os.read(self._events, READ_BYTES):
                     self._buffer += chunk
                 self._closed(self._events)
+            lines = self._buffer.count(b"\n")
             found, self._buffer = events_in(self._buffer, self.token)
+            self.foreign_lines += lines - len(found)
         return found
 
     def rest(self) -> list[dict[str, Any]]:
@@ -303,7 +320,7 @@ class Child:
 
     def end(self) -> None:
         """Leave nothing running and nothing open."""
-        end_family(self.process, self.token)
+        end_family(self.process, self._family)
         self._selector.close()
         for fd in self._ours:
             os.close(fd)

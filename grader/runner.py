@@ -29,6 +29,7 @@ from .report import (
     Failure,
     Frame,
     Outcome,
+    Tampering,
     TaskResult,
     Verdict,
     verdict_of,
@@ -89,20 +90,32 @@ def grade(
     overlays: Mapping[str, Path] | None = None,
     on_event: Callable[[Event], None] | None = None,
     enough: Callable[[CheckResult], bool] | None = None,
+    strict: Strict | None = None,
 ) -> DayReport:
     """Grade one day and report.
 
     solution: "exercises" or "reference", the tree to grade. borrow: days whose modules come from the
     reference. overlays: single modules ("week1/rope.py") replaced by other files. timeout: seconds a check
     may take, in place of the day's own limits. enough: told of each result; True ends the grading there, and
-    the checks that are left are "not reached". Raises nothing for anything the graded code does.
+    the checks that are left are "not reached". strict: watch for what makes the result worthless; the verdict
+    is REFUSED where there is any. Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
     run = _Run(
         clone, course.limits, day, solution, replaced, only_task, timeout, on_event or (lambda e: None)
     )
     run.enough = enough or run.enough
+    run.strict = strict
     return run.report(tuple(d.id for d in borrow))
+
+
+@dataclass(frozen=True)
+class Strict:
+    """How a strict grading's child is started, and what it is told (see strict_child)."""
+
+    launcher: Path
+    job: Mapping[str, Any]
+    reference: Clone  # where the reference is timed: the tree being graded has none beside it
 
 
 def stuck_reason(seconds: float) -> str:
@@ -122,6 +135,8 @@ class _Run:
     timeout: float | None
     on_event: Callable[[Event], None]
     enough: Callable[[CheckResult], bool] = lambda result: False
+    strict: Strict | None = None
+    tampering: list[Tampering] = field(default_factory=list)
 
     planned: dict[str, tuple[int, str]] = field(default_factory=dict)  # id -> (task, title), in order
     results: dict[str, CheckResult] = field(default_factory=dict)
@@ -142,6 +157,7 @@ class _Run:
         tasks = self._tasks()
         if verdict is None:
             verdict = Verdict.ENVIRONMENT if self.problem else verdict_of(tasks)
+            verdict = Verdict.REFUSED if self.tampering else verdict
         return DayReport(
             day=self.day.id,
             title=self.day.title,
@@ -154,6 +170,7 @@ class _Run:
             seconds=time.monotonic() - self.began,
             files=files,
             problem=self.problem,
+            tampering=tuple(dict.fromkeys(self.tampering)),
         )
 
     def _tasks(self) -> tuple[TaskResult, ...]:
@@ -264,7 +281,10 @@ class _Child:
             "only_task": run.only_task,
             "only_ids": only_ids,
         }
-        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root)
+        launcher = None
+        if run.strict is not None:
+            job["strict"], launcher = run.strict.job, run.strict.launcher
+        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root, launcher=launcher)
         self.process = self.child.process
         self.stage = "starting"  # then building, importing, between, checking, ended
         self.current = ""  # id of the running check
@@ -339,8 +359,12 @@ class _Child:
 
     def _take(self, event: dict[str, Any]) -> None:
         run = self.run
+        if run.strict is not None and self._is_forged(event):
+            return
         self.since = time.monotonic()
         match event["event"]:
+            case "tampered":
+                run.tampering.append(Tampering(**{k: event[k] for k in Tampering.__match_args__}))
             case "collected":
                 for c in event["checks"]:
                     run.planned.setdefault(c["id"], (c["task"], c["title"]))
@@ -368,6 +392,29 @@ class _Child:
                     self.stage = "ended"
                 else:
                     self._broken_course(event["said"])
+
+    def _is_forged(self, event: dict[str, Any]) -> bool:
+        """Whether an event comes where the child sends none: a result of a check that is not running."""
+        match event["event"]:
+            case "finish":
+                wrong = self.stage != "checking" or event.get("id") != self.current
+            case "start":
+                known = event.get("id") in self.run.planned and event["id"] not in self.run.results
+                wrong = self.stage == "checking" or not known
+            case "collected":
+                wrong = self.stage != "starting"
+            case "end":
+                wrong = self.stage == "checking"
+            case _:
+                wrong = False
+        if wrong:
+            self._forged(f"a result that no check gave ({event['event']})")
+        return wrong
+
+    def _forged(self, what: str) -> None:
+        path = f"{self.run.solution}/{self.run.day.modules[0]}"
+        where = f", during {self.current}" if self.current else ""
+        self.run.tampering.append(Tampering("pipe", f"{what} was written to the grader's pipe{where}", path))
 
     def _finish(self, event: dict[str, Any]) -> None:
         self.child.drain_prints()  # the child flushed its prints before it reported
@@ -460,6 +507,8 @@ class _Child:
         """Leave nothing running and nothing open."""
         if self.yardstick is not None:
             self.yardstick.stop()
+        if self.child.foreign_lines and self.run.strict is not None:
+            self._forged("something that is no event")
         if self.stage == "ended":  # it is about to go by itself
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GOODBYE_SECONDS)
@@ -473,7 +522,8 @@ class _Yardstick:
         self.seconds = math.inf  # until it is known: nothing is too slow before that
         self._child: _Child | None = None
         self._check_id = check_id
-        self._run = _Run(run.clone, run.limits, run.day, "reference", {}, None, None, lambda e: None)
+        clone = run.strict.reference if run.strict is not None else run.clone
+        self._run = _Run(clone, run.limits, run.day, "reference", {}, None, None, lambda e: None)
         self._lock = threading.Lock()
         self._stopped = False
         self._thread = threading.Thread(target=self._measure, daemon=True)

@@ -17,6 +17,7 @@ from ..clone import Clone, find_clone
 from ..errors import CourseError
 from . import ci as ci_
 from . import fresh_progress, spec_checks
+from . import manifest as manifest_
 from . import imports as imports_
 from . import sanitize as sanitize_
 from . import stubs as stubs_
@@ -56,6 +57,17 @@ def stubs(only_check: bool) -> None:
     for path in changed:
         click.echo(path)
     click.echo(f"{len(changed)} {'file' if len(changed) == 1 else 'files'} changed.")
+
+
+@main.command()
+@click.option("--check", "only_check", is_flag=True, help="Only say whether it is of these files.")
+def manifest(only_check: bool) -> None:
+    """Write grader/upstream.sha256, the hashes that `tinyllm-grade --strict` compares with."""
+    clone, _ = _load()
+    if only_check:
+        _end(_check_manifest(clone))
+        return
+    click.echo("written" if manifest_.write(clone) else "nothing to change")
 
 
 @main.command()
@@ -126,6 +138,7 @@ def ci(jobs: int) -> None:
             ci_.Step("imports", lambda: _check_imports(clone, course)),
             ci_.Step("stubs", lambda: _check_stubs(clone, course)),
             ci_.Step("specs", lambda: _check_specs(clone, course, course.days)),
+            ci_.Step("manifest", lambda: _check_manifest(clone)),
             ci_.Step("cuda", lambda: _check_cuda(clone)),
             ci_.Step("sanitizers", lambda: _sanitize(clone, quick=True)),
             ci_.Step("tests", lambda: ci_.measured_tests(clone.root, Path(folder), jobs)),
@@ -160,6 +173,11 @@ def _check_stubs(clone: Clone, course: Course) -> ci_.Result:
     remedy = "Run: python -m tinyllm.grader.authoring stubs"
     told = [f"{problem}. {remedy}" for problem in problems]
     return _told(told, "exercises/ and progress/ are as they ship.")
+
+
+def _check_manifest(clone: Clone) -> ci_.Result:
+    remedy = "Run: python -P -m tinyllm.grader.authoring manifest"
+    return _told([f"{p}. {remedy}" for p in manifest_.differs(clone)], "The manifest is of these files.")
 
 
 def _check_imports(clone: Clone, course: Course) -> ci_.Result:
