@@ -129,10 +129,11 @@ def of_commit(clone: Clone, ref: str) -> Baseline:
     commit = None
     if repository is not None:
         import git
+        from gitdb.exc import ODBError
 
         try:
             commit = repository.commit(ref)
-        except (git.GitError, ValueError, IndexError):
+        except (git.GitError, ODBError, ValueError, IndexError):
             commit = None
     if commit is None:
         raise UsageError(
@@ -178,6 +179,7 @@ def _repository(root: Path) -> Any:
 def _in_history(root: Path, path: str, wanted: str, *, commits: int = 40) -> bytes | None:
     """The version of a file with this digest among the last commits that touched it."""
     import git
+    from gitdb.exc import ODBError
 
     repository = _repository(root)
     if repository is None:
@@ -190,6 +192,6 @@ def _in_history(root: Path, path: str, wanted: str, *, commits: int = 40) -> byt
                 continue
             if digest(data) == wanted:
                 return normalised(data)
-    except (git.GitError, ValueError):
+    except (git.GitError, ODBError, ValueError):
         return None
     return None

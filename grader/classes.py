@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import click
 from .errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
-    from .catalog import Course, Day
+    from .catalog import Course
     from .clone import Clone
     from .strict import Strict
 
@@ -65,7 +65,7 @@ def point_options() -> tuple[Callable[..., Any], ...]:
 
 
 def strict_grading(
-    clone: Clone, course: Course, days: Sequence[Day], solution: str, for_class: Mapping[str, Any]
+    clone: Clone, course: Course, solution: str, for_class: Mapping[str, Any]
 ) -> Strict | None:
     """What `--strict` asks for, read and ready to grade; None without it."""
     if not for_class["strict"]:
@@ -77,7 +77,7 @@ def strict_grading(
         raise UsageError("--strict is about a learner's code: it does not go with --solution reference.")
     from . import strict
 
-    return strict.prepare(clone, course, days, for_class["upstream"], for_class["submission"])
+    return strict.prepare(clone, course, for_class["upstream"], for_class["submission"])
 
 
 def check_files(for_class: Mapping[str, Any]) -> None:

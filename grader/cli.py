@@ -154,7 +154,7 @@ def grade(
         if junit is not None and not junit.parent.is_dir():
             raise UsageError(f"--junit {junit}: the folder {junit.parent} does not exist.")
         classes.check_files(for_class)
-        strict = classes.strict_grading(context.clone, context.course, days, solution, for_class)
+        strict = classes.strict_grading(context.clone, context.course, solution, for_class)
         if strict is not None:
             cleanup.enter_context(strict)
         record = not no_progress and for_class["submission"] is None

@@ -290,20 +290,20 @@ def scan_python(data: bytes, path: str) -> list[Tampering]:
         found.setdefault((line, kind), Tampering(kind, what, path, line, source))
 
     for finding in forbid.scan(text, path, RULES, package):
-        kind = KIND_OF_RULE.get(finding.rule.api, "reaches out")
+        kind = KIND_OF_RULE.get(finding.rule.api, "reaches")
         verb = {"imports": "imports", "calls": "calls"}.get(finding.how, "uses")
         note(kind, f"it {verb} {finding.api}: {finding.rule.why}", finding.line)
     foreign = _foreign_names(tree)
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(attr=name) if name in REACHING:
-                note("reaches out", f"`{name}` leads into the code that grades", node.lineno)
+                note("reaches", f"`{name}` leads into the code that grades", node.lineno)
             case ast.Name(id="__builtins__" | "__loader__" as name):
-                note("reaches out", f"`{name}` leads into the code that grades", node.lineno)
+                note("reaches", f"`{name}` leads into the code that grades", node.lineno)
             case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]) if (
                 name in REACHING
             ):
-                note("reaches out", f"`{name}` leads into the code that grades", node.lineno)
+                note("reaches", f"`{name}` leads into the code that grades", node.lineno)
             case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[owner, *_]) if (
                 root(owner) in foreign
             ):
@@ -374,9 +374,52 @@ def root(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def own_modules(exercises: Path, listed: Mapping[str, object] | Iterable[str]) -> list[str]:
-    """The sources of the tree that no day lists: helpers that the learner added."""
-    known = set(listed)
-    endings = (".py", ".cpp", ".metal", ".h", ".hpp")
-    names = (p.relative_to(exercises).as_posix() for p in files_below(exercises) if p.suffix in endings)
-    return [n for n in names if n not in known and not n.endswith("__init__.py")]
+def reachable(exercises: Path, modules: Iterable[str]) -> list[str]:
+    """These modules and all of the tree that they import, at any depth, with the packages' own files; and every
+    header and source in kernels/ once one of these is there."""
+    found: dict[str, None] = {}
+    todo = list(modules)
+    while todo:
+        module = todo.pop(0)
+        path = exercises / module
+        if module in found or not (path.exists() or path.is_symlink()):
+            continue
+        found[module] = None
+        if path.suffix == ".py":
+            todo += [f"{parent}__init__.py" for parent in ("", *_parents(module))]
+            todo += _imported(_bytes(path), module)
+        elif module.startswith("kernels/"):
+            todo += [p.relative_to(exercises).as_posix() for p in files_below(path.parent)]
+    return list(found)
+
+
+def _parents(module: str) -> Iterator[str]:
+    parts = module.split("/")[:-1]
+    for count in range(1, len(parts) + 1):
+        yield "/".join(parts[:count]) + "/"
+
+
+def _imported(data: bytes, module: str) -> Iterator[str]:
+    """The files of the tree that a module's imports may mean; those that do not exist among them."""
+    try:
+        tree = ast.parse(data)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    package = module.split("/")[:-1]
+    for node in ast.walk(tree):
+        names: list[list[str]] = []
+        match node:
+            case ast.ImportFrom(level=level, module=name, names=aliases) if 0 < level <= len(package) + 1:
+                base = package[: len(package) - level + 1] + (name.split(".") if name else [])
+                names = [base, *([*base, a.name] for a in aliases)]
+            case ast.ImportFrom(level=0, module=str(name), names=aliases) if name.startswith(
+                "tinyllm.exercises"
+            ):
+                base = name.split(".")[2:]
+                names = [base, *([*base, a.name] for a in aliases)]
+            case ast.Import(names=aliases):
+                names = [a.name.split(".")[2:] for a in aliases if a.name.startswith("tinyllm.exercises.")]
+        for parts in names:
+            if parts:
+                yield "/".join(parts) + ".py"
+                yield "/".join(parts) + "/__init__.py"

@@ -128,7 +128,9 @@ SEVERITY = (
 class Tampering:
     """Something, found with --strict, that makes a result say nothing about the learner's code."""
 
-    kind: str  # "edited", "added", "missing", "hook", "package", "reference", "reaches out", "patched", "pipe", ...
+    kind: (
+        str  # "edited", "added", "missing", "hook", "package", "reference", "reaches", "patched", "pipe", ...
+    )
     what: str  # a sentence without its end
     path: str = ""  # relative to the clone's root where possible
     line: int = 0  # 0 when no line is known

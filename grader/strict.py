@@ -36,7 +36,6 @@ class Strict:
     baseline: Baseline
     course: Course
     findings: tuple[Tampering, ...]  # what concerns every day
-    by_module: dict[str, tuple[Tampering, ...]]  # "week1/rope.py" -> what its text says
 
     def __enter__(self) -> Strict:
         self._folder = tempfile.TemporaryDirectory(prefix="tinyllm-strict-")
@@ -47,10 +46,10 @@ class Strict:
 
     def findings_for(self, day: Day) -> tuple[Tampering, ...]:
         """What is known against a grading of this day before anything runs."""
-        modules = {m for d in self.course.foundation(day) for m in d.modules}
-        listed = {m for d in self.course.days for m in d.modules}
-        mine = [f for m, fs in self.by_module.items() if m in modules or m not in listed for f in fs]
-        return (*self.findings, *mine)
+        modules = [m for d in self.course.foundation(day) for m in d.modules]
+        run = integrity.reachable(self.submission.exercises, modules)
+        found = integrity.scan(self.submission.exercises, run)
+        return tuple(dict.fromkeys((*self.findings, *found)))
 
     def grade(
         self,
@@ -132,10 +131,8 @@ def _copy(path: Path, target: Path) -> None:
     target.write_bytes(baseline_.normalised(path.read_bytes()))
 
 
-def prepare(
-    clone: Clone, course: Course, days: Sequence[Day], upstream: str | None, folder: Path | None
-) -> Strict:
-    """Read everything that a strict grading of these days depends on.
+def prepare(clone: Clone, course: Course, upstream: str | None, folder: Path | None) -> Strict:
+    """Compare the course's files and look for hooks: what every day's strict grading depends on.
 
     folder: a submission, a folder with exercises/ in it or that folder itself; its checks are not used.
     Raises UsageError when it is neither, or when `upstream` names nothing.
@@ -148,16 +145,7 @@ def prepare(
     if submission != clone:
         found += integrity.compare(baseline, submission, trusted=clone) + integrity.hooks(submission)
     found += integrity.environment()
-    listed = {m for d in course.days for m in d.modules}
-    wanted = dict.fromkeys(m for day in days for d in course.foundation(day) for m in d.modules)
-    helpers = integrity.own_modules(submission.exercises, listed)
-    by_module = {}
-    for module in (*wanted, *helpers):
-        if (submission.exercises / module).exists() or (submission.exercises / module).is_symlink():
-            texts = integrity.scan(submission.exercises, [module])
-            if texts:
-                by_module[module] = tuple(texts)
-    return Strict(clone, submission, baseline, course, tuple(dict.fromkeys(found)), by_module)
+    return Strict(clone, submission, baseline, course, tuple(dict.fromkeys(found)))
 
 
 def _submission(folder: Path) -> Clone:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -43,37 +44,28 @@ REACHES = frozenset(
 READERS = ("linecache.py", "tokenize.py")  # print lines of a traceback
 
 
-class Mark(NamedTuple):
-    """One name's value, and what may change inside it."""
-
-    value: object
-    inside: tuple[object, ...]
+Parts = tuple[object, ...]
 
 
-def mark(value: object) -> Mark:
-    if isinstance(value, FunctionType):
-        defaults = value.__defaults__ or ()
-        keywords = tuple((value.__kwdefaults__ or {}).items())
-        return Mark(value, (value.__code__, *defaults, *(part for pair in keywords for part in pair)))
+def inside(value: object) -> Parts:
+    """What may change inside a value while it stays the same object: a function's code, a table's entries."""
     if isinstance(value, MethodType):
-        return Mark(value.__func__, (value.__self__, *mark(value.__func__).inside))
-    if isinstance(value, (staticmethod, classmethod)):
-        return Mark(value, mark(value.__func__).inside)
-    if isinstance(value, property):
-        return Mark(value, (value.fget, value.fset))
+        value = value.__func__
+    elif isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    if isinstance(value, FunctionType):
+        keywords = value.__kwdefaults__
+        more = tuple(keywords.items()) if keywords else ()
+        return (value.__code__, value.__defaults__, *(part for pair in more for part in pair))
     if isinstance(value, dict) and len(value) <= TABLE:
-        return Mark(value, tuple(part for pair in list(value.items()) for part in pair))
+        return tuple(part for pair in list(value.items()) for part in pair)
     if isinstance(value, (list, set)) and len(value) <= TABLE:
-        return Mark(value, tuple(value))
-    return Mark(value, ())
+        return tuple(value)
+    return ()
 
 
-def same(one: Mark, other: Mark) -> bool:
-    return (
-        one.value is other.value
-        and len(one.inside) == len(other.inside)
-        and all(a is b for a, b in zip(one.inside, other.inside, strict=True))
-    )
+def same(one: Parts, other: Parts) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 class Space:
@@ -83,7 +75,13 @@ class Space:
         self.name = name
         self.whole = whole  # additions count, and so do values that are no code
         self._names = names
-        self._known = {k: mark(v) for k, v in list(names.items()) if self._counts(k, v)}
+        self._known = {k: v for k, v in list(names.items()) if self._counts(k, v)}
+        self._inside = {k: found for k, v in self._known.items() if (found := inside(v))}
+        # What is compared most, without a call for each: Python functions.
+        self._functions = [
+            (v, v.__code__, v.__defaults__) for v in self._known.values() if isinstance(v, FunctionType)
+        ]
+        self._others = [k for k in self._inside if not isinstance(self._known[k], FunctionType)]
         self._ids = self._now()
 
     def _counts(self, name: str, value: object) -> bool:
@@ -92,26 +90,33 @@ class Space:
         return self.whole or callable(value) or isinstance(value, (staticmethod, classmethod, property))
 
     def _now(self) -> list[int]:
-        return list(map(id, list(self._names.values())))
+        return list(map(id, self._names.values()))
+
+    def _is_as_it_was(self, *, deep: bool) -> bool:
+        if self._now() != self._ids:
+            return False
+        return not deep or (
+            all(f.__code__ is code and f.__defaults__ is defaults for f, code, defaults in self._functions)
+            and all(same(self._inside[k], inside(self._known[k])) for k in self._others)
+        )
 
     def differences(self, allowed: Callable[[object], bool], *, deep: bool) -> Iterator[tuple[str, object]]:
         """The names that mean something else now, with what they mean. Not `deep`: by identity alone."""
-        if not deep and self._now() == self._ids:
+        if self._is_as_it_was(deep=deep):
             return
         now = dict(self._names)
         for name, before in self._known.items():
-            if name not in now:
-                yield name, None
+            value = now.get(name)
+            if value is before and same(self._inside.get(name, ()), inside(value)):
                 continue
-            value = now[name]
-            if value is before.value and not before.inside:
-                continue
-            if not same(before, mark(value)) and not allowed(value):
+            if not allowed(value):
                 yield name, value
         for name in now.keys() - self._known.keys() if self.whole else ():
-            if (hasattr(builtins, name) or callable(now[name])) and not isinstance(now[name], ModuleType):
-                if self._counts(name, now[name]) and not allowed(now[name]):
-                    yield name, now[name]
+            value = now[name]
+            stands_before = hasattr(builtins, name) or callable(value)
+            if stands_before and self._counts(name, value) and not isinstance(value, ModuleType):
+                if not allowed(value):
+                    yield name, value
         self._ids = self._now()
 
 
@@ -127,6 +132,7 @@ class Guard:
         self._quick: list[Space] = []
         self._seen: dict[tuple[str, str], Tampering] = {}
         self._told = 0
+        self._seen_import = False
         self._busy = threading.local()
         self._watch_returns(grading.frames)
         sys.addaudithook(self._audit)
@@ -146,7 +152,9 @@ class Guard:
         self._quick = [s for s in self._spaces if s.name.partition(":")[0] in quick]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._look()
+        if not self._seen_import:
+            self._seen_import = True
+            self._look()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
@@ -236,7 +244,7 @@ class Guard:
         if event in REACHES:
             if self._grading.tree.owns(frame.f_code.co_filename):
                 what = f"it calls {event}, which leads into the code that grades"
-                self._note("reaches out", what, frame.f_code.co_filename, frame.f_lineno)
+                self._note("reaches", what, frame.f_code.co_filename, frame.f_lineno)
             return
         target = ""
         if event == "open":
@@ -247,7 +255,7 @@ class Guard:
         if found is None:
             return
         if event == "open":
-            kind = "reference" if "/reference/" in target else "reads the checks"
+            kind = "reference" if "/reference/" in target else "reads"
             what = f"it opens {'/'.join(Path(target).parts[-3:])}, a file of the course's"
         else:
             kind, what = "process", f"it starts another program ({event})"
