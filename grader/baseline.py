@@ -1,8 +1,8 @@
 """The course's files as they were published: their hashes, and where possible their bytes.
 
-`upstream.sha256`, beside this file, lists what ships: `sha256sum -c grader/upstream.sha256` reads it as well. It
-is made by `python -P -m tinyllm.grader.authoring manifest`, and CI compares. A commit, branch or tag of a git
-repository can stand in its place.
+`upstream.sha256`, beside this file, lists what ships; `sha256sum -c grader/upstream.sha256` reads it as well.
+It is made by `python -P -m tinyllm.grader.authoring manifest`, and CI compares. A commit, branch or tag of a
+git repository can stand in its place.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .errors import UsageError
 
 MANIFEST = "grader/upstream.sha256"
 PARTS = ("checkpoints", "grader", "kernels", "reference")  # what is not the learner's to change
+UNGUARDED = ("grader/pictures/",)  # changes nothing about a grading
 JUNK_FOLDERS = frozenset(
     (
         "__pycache__",
@@ -36,7 +37,7 @@ JUNK_ENDINGS = ("~", ".swp", ".swo", ".orig", ".rej", ".tmp")
 
 @dataclass(frozen=True)
 class Baseline:
-    """What upstream's files are. `read` gives a file's bytes as published, or None where they are not at hand."""
+    """What upstream's files are. `read` gives a file's bytes as published, or None: not at hand."""
 
     name: str
     digests: Mapping[str, str]  # path from the clone's root -> SHA-256 of its normalised bytes
@@ -44,6 +45,11 @@ class Baseline:
 
     def covers(self, part: str) -> bool:
         return any(path.startswith(part + "/") for path in self.digests)
+
+
+def is_guarded(path: str) -> bool:
+    """Whether a file of the course counts: not the manifest itself, nor what no grading depends on."""
+    return path != MANIFEST and not path.startswith(UNGUARDED)
 
 
 def digest(data: bytes) -> str:
@@ -76,7 +82,7 @@ def manifest_text(clone: Clone) -> str:
     for part in PARTS:
         for path in files_below(clone.root / part):
             name = path.relative_to(clone.root).as_posix()
-            if name != MANIFEST:
+            if is_guarded(name):
                 lines.append(f"{digest(path.read_bytes())}  {name}\n")
     return "".join(lines)
 
@@ -115,7 +121,7 @@ def of_manifest(path: Path, clone: Clone, name: str = "") -> Baseline:
 
 
 def chosen(clone: Clone, upstream: str | None) -> Baseline:
-    """What `--upstream` names: a manifest file, or a commit, branch or tag; without it, the shipped manifest."""
+    """What `--upstream` names: a manifest, or a commit, branch or tag; without it, the shipped manifest."""
     if upstream is None:
         return shipped(clone)
     if Path(upstream).is_file():
@@ -146,7 +152,7 @@ def of_commit(clone: Clone, ref: str) -> Baseline:
             tree = commit.tree / part
         except KeyError:
             continue
-        blobs |= {str(b.path): b for b in tree.traverse() if b.type == "blob" and str(b.path) != MANIFEST}
+        blobs |= {str(b.path): b for b in tree.traverse() if b.type == "blob" and is_guarded(str(b.path))}
     digests = {path: digest(blob.data_stream.read()) for path, blob in blobs.items()}
     return Baseline(
         f"{ref} ({commit.hexsha[:10]})",

@@ -1,7 +1,7 @@
 """The JSON of a grading (`--json`) in the forms that Gradescope and GitHub's autograding reporter read.
 
-Gradescope: results.json as its autograder specification has it. GitHub: the result of one runner, as the steps
-before `autograding-grading-reporter` give it: JSON in base64, in the step's output `result`.
+Gradescope: results.json as its autograder specification has it. GitHub: the result of one runner, as the
+steps before `autograding-grading-reporter` give it: JSON in base64, in the step's output `result`.
 """
 
 from __future__ import annotations

@@ -21,14 +21,10 @@ def grading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `grade` that are for classes; they arrive as one dictionary, `for_class`."""
     flag, file = click.option, click.Path(path_type=Path)
     options = (
+        flag("--strict", is_flag=True, help="With the checks as published; names what tampers with them."),
+        flag("--upstream", metavar="REF", help="With --strict: the commit, tag or manifest meant."),
         flag(
-            "--strict", is_flag=True, help="With the checks as published; names whatever tampers with them."
-        ),
-        flag(
-            "--upstream", metavar="REF", help="With --strict: the commit, tag or manifest that is upstream."
-        ),
-        flag(
-            "--submission", type=file, metavar="FOLDER", help="With --strict: the exercises/ in this folder."
+            "--submission", type=file, metavar="FOLDER", help="With --strict: grade the exercises/ in here."
         ),
         flag("--gradescope", type=file, metavar="FILE", help="Also write Gradescope's results.json."),
         flag("--github", type=file, metavar="FILE", help="Also append the result for GitHub's reporter."),
@@ -62,6 +58,12 @@ def point_options() -> tuple[Callable[..., Any], ...]:
             help="Points for whole tasks, or by the share of checks (default: task).",
         ),
     )
+
+
+def with_points(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(point_options()):
+        command = option(command)
+    return command
 
 
 def strict_grading(

@@ -620,13 +620,60 @@ def _model_to_measure(
 
 
 @main.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON (schema: grader/progress.schema.json).")
 @reporting
-def list_days() -> None:
+def list_days(as_json: bool) -> None:
     """Every day: status, tasks, attempts, time, hints."""
     from . import overview
 
     context = Context()
+    if as_json:
+        from . import progress_data
+
+        click.echo(json.dumps(progress_data.of_clone(context.clone, context.course), indent=2))
+        return
     overview.show(context.screen, context.clone, context.course)
+
+
+@main.command()
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "json", "gradescope", "github"]),
+    default="html",
+    help="html, json: your progress; gradescope, github: a grading (default: html).",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to; - is stdout (default: progress/report.html; stdout for the others).",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="What `tinyllm-grade DAY --json` printed; - is stdin.",
+)
+@click.option("--date", "on", metavar="DATE", help="The date on the page (default: today).")
+@click.option("--name", default="", metavar="TEXT", help="Whose progress it is.")
+@classes.with_points
+@reporting
+def report(
+    form: str, output: Path | None, source: Path | None, on: str | None, name: str, points: int, credit: str
+) -> None:
+    """Your progress as one page, or a grading for Gradescope and GitHub."""
+    from . import report_command
+
+    context = Context()
+    content = report_command.text(
+        context.clone, context.course, form, source=source, on=on, name=name, points=points, credit=credit
+    )
+    written = report_command.write(context.clone, form, output, content)
+    if written is not None:
+        Screen(stderr=True).line(context.clone.relative(written))
 
 
 @main.command()
@@ -803,13 +850,19 @@ def quiz(day: str | None) -> None:
 
 @main.command()
 @click.option("-n", "count", type=click.IntRange(min=1), default=20, help="How many (default: 20).")
+@click.option("--json", "as_json", is_flag=True, help="All of them as JSON.")
 @reporting
-def history(count: int) -> None:
+def history(count: int, as_json: bool) -> None:
     """Every graded state of your exercises, the newest first."""
     from . import snapshots
 
     context = Context()
     kept = snapshots.history(context.clone)
+    if as_json:
+        from . import progress_data
+
+        click.echo(json.dumps(progress_data.of_snapshots(kept), indent=2))
+        return
     if not kept:
         context.screen.paragraph("No snapshot yet: grading a day makes one.")
     for snapshot in kept[:count]:

@@ -1,4 +1,4 @@
-"""What makes a result worthless, found before anything runs: edited course files, hooks, code that reaches out.
+"""What makes a result worthless, found before anything runs: edited course files, hooks, code that reaches.
 
 Reads files only. What can be seen while code runs is looked for in the child (strict_child). A finding names
 what, the file and the line; it accuses nobody: a debugging print in a test is found like a trick.
@@ -12,11 +12,11 @@ import hashlib
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import forbid
-from .baseline import PARTS, Baseline, digest, files_below, is_older_version, normalised
+from .baseline import PARTS, Baseline, digest, files_below, is_guarded, is_older_version, normalised
 from .catalog import Rule
 from .clone import Clone, installed_root
 from .report import Tampering
@@ -65,10 +65,12 @@ def _rules() -> tuple[Rule, ...]:
 RULES = _rules()
 KIND_OF_RULE = {"tinyllm.reference.*": "reference", "reference.*": "reference"}
 # Attributes that lead from a value to the frames, globals or code of whoever called.
-REACHING = frozenset(
-    ("f_back", "f_globals", "f_locals", "f_builtins", "tb_frame", "gi_frame", "cr_frame", "ag_frame")
-    + ("__globals__", "__closure__", "__code__", "__subclasses__", "__builtins__", "__loader__")
-)
+# fmt: off
+REACHING = frozenset((
+    "f_back", "f_globals", "f_locals", "f_builtins", "tb_frame", "gi_frame", "cr_frame", "ag_frame",
+    "__globals__", "__closure__", "__code__", "__subclasses__", "__builtins__", "__loader__",
+))
+# fmt: on
 FOREIGN_SOURCE = re.compile(
     r'^\s*#\s*include\s*(?P<include>["<][^">]*[">])|(?P<call>\b(?:system|popen|fork|execve?|execvp|dlopen)\s*\()',
     re.MULTILINE,
@@ -104,7 +106,7 @@ def compare(baseline: Baseline, clone: Clone, *, trusted: Clone | None = None) -
             if digest(data) != wanted and not (trusted is not None and is_older_version(trusted, data)):
                 found.append(_edited(baseline, part, name, data))
         for name in sorted(here.keys() - baseline.digests.keys()):
-            if name != "grader/upstream.sha256":
+            if is_guarded(name):
                 found.append(_added(part, name, here[name]))
     return found
 
@@ -188,7 +190,7 @@ def _hook_words(name: str) -> str:
 
 
 def environment() -> list[Tampering]:
-    """What this Python's own folders hold that no package installed, and packages that are not as installed."""
+    """What this Python's folders hold that no package installed, and packages that are not as installed."""
     found = []
     standard = Path(sysconfig.get_path("stdlib")).resolve()
     for name in ("sitecustomize", "usercustomize"):
@@ -356,7 +358,7 @@ def _targets(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def _changed(target: ast.expr) -> ast.expr | None:
-    """What an assignment to `target` changes: x of `x.a = ...`, `x.__dict__["a"] = ...`, `vars(x)["a"] = ...`."""
+    """What an assignment changes: x of `x.a = ...`, of `x.__dict__["a"] = ...`, of `vars(x)["a"] = ...`."""
     match target:
         case ast.Attribute(value=owner):
             return owner
@@ -375,8 +377,8 @@ def root(node: ast.expr) -> str:
 
 
 def reachable(exercises: Path, modules: Iterable[str]) -> list[str]:
-    """These modules and all of the tree that they import, at any depth, with the packages' own files; and every
-    header and source in kernels/ once one of these is there."""
+    """These modules and all of the tree that they import, at any depth, with the packages' own files; and
+    every header and source in kernels/ once one of these is there."""
     found: dict[str, None] = {}
     todo = list(modules)
     while todo:

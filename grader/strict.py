@@ -1,8 +1,8 @@
-"""`--strict`: a grading with the checks as published, of a copy, by an isolated Python, that says what is not right.
+"""`--strict`: a copy is graded with the checks as published, in an isolated Python; what is wrong is named.
 
-First everything that can be read is looked at (integrity). Only where nothing is found does code run: a copy of
-the learner's tree and of the published checks in a temporary folder, where there is no reference, graded by a
-child that strict_child watches.
+First everything that can be read is looked at (integrity). Only where nothing is found does code run: a copy
+of the learner's tree and of the published checks in a temporary folder, where there is no reference, graded
+by a child that strict_child watches.
 """
 
 from __future__ import annotations

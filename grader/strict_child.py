@@ -1,9 +1,9 @@
 """Watches a strict grading from inside its child: what was patched, what was read, what was started.
 
 A fingerprint of the code that grades (names, functions' code, classes, small tables) is taken once the checks
-are collected, before learner code is imported. It is compared after the import, after each check, and, for what
-a comparison runs through, whenever a call into learner code returns: a patch that puts itself back is seen
-while it lasts. An audit hook, which nothing can take out again, notes files read and programs started.
+are collected, before learner code is imported. It is compared after the import, after each check, and, for
+what a comparison runs through, whenever a call into learner code returns: a patch that puts itself back is
+seen while it lasts. An audit hook, which nothing can take out again, notes files read and programs started.
 
 None of this withstands code that means to deceive and knows how: it runs in the same process.
 """
@@ -37,10 +37,12 @@ TABLE = 64  # entries: longer lists and dicts are data, not settings
 STARTS = frozenset(
     ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn")
 )
-REACHES = frozenset(
-    ("sys._getframe", "sys._current_frames", "gc.get_objects", "gc.get_referrers", "gc.get_referents")
-    + ("sys.settrace", "sys.setprofile")
-)
+# fmt: off
+REACHES = frozenset((
+    "sys._getframe", "sys._current_frames", "gc.get_objects", "gc.get_referrers", "gc.get_referents",
+    "sys.settrace", "sys.setprofile",
+))
+# fmt: on
 READERS = ("linecache.py", "tokenize.py")  # print lines of a traceback
 
 
@@ -49,9 +51,7 @@ Parts = tuple[object, ...]
 
 def inside(value: object) -> Parts:
     """What may change inside a value while it stays the same object: a function's code, a table's entries."""
-    if isinstance(value, MethodType):
-        value = value.__func__
-    elif isinstance(value, (staticmethod, classmethod)):
+    if isinstance(value, (MethodType, staticmethod, classmethod)):
         value = value.__func__
     if isinstance(value, FunctionType):
         keywords = value.__kwdefaults__
@@ -114,9 +114,9 @@ class Space:
         for name in now.keys() - self._known.keys() if self.whole else ():
             value = now[name]
             stands_before = hasattr(builtins, name) or callable(value)
-            if stands_before and self._counts(name, value) and not isinstance(value, ModuleType):
-                if not allowed(value):
-                    yield name, value
+            counts = stands_before and self._counts(name, value) and not isinstance(value, ModuleType)
+            if counts and not allowed(value):
+                yield name, value
         self._ids = self._now()
 
 

@@ -2,9 +2,9 @@
 
     python -I -S strict_start.py FD
 
-The job comes through the file descriptor. The grader and the kernels are those of the folder this file is in,
-compiled afresh; other packages come from the folders that the job names. sitecustomize, usercustomize and .pth
-files have no part in it, and neither has the environment.
+The job comes through the file descriptor. The grader and the kernels are those of the folder that the job
+names, compiled afresh; other packages come from the folders it names too. sitecustomize, usercustomize and
+.pth files have no part in it, and neither has the environment.
 """
 
 import importlib.machinery

@@ -17,8 +17,8 @@ from ..clone import Clone, find_clone
 from ..errors import CourseError
 from . import ci as ci_
 from . import fresh_progress, spec_checks
-from . import manifest as manifest_
 from . import imports as imports_
+from . import manifest as manifest_
 from . import sanitize as sanitize_
 from . import stubs as stubs_
 from . import verify as verify_
