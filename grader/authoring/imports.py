@@ -22,6 +22,7 @@ CHILD_SIDE = frozenset(
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
     | {"speaker", "voice"}  # of `generate` and `chat`
     | {"serving_child"}  # of `serve`
+    | {"strict_child", "strict_start"}  # of `--strict`
     | {"benching_child", "machine", "measuring", "model_speed"}  # of `bench`
 )
 

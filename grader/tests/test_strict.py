@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tinyllm.grader import baseline, cli, integrity
+from tinyllm.grader import baseline, catalog, cli, integrity
 from tinyllm.grader import strict as strict_
+from tinyllm.grader.clone import Clone, installed_root
 from tinyllm.grader.report import Verdict
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import Toy
@@ -44,6 +45,9 @@ def findings(course: Toy, submission: Path | None = None) -> list[tuple[str, str
 
 
 def test_honest_work_passes(course: Toy) -> None:
+    """With no reference beside the code that runs."""
+    body = "from pathlib import Path\n    1 / (not (Path(__file__).parents[2] / 'reference').exists())"
+    course.sums(double=f"{body}\n    return x + x")
     code, value = strict(course)
     (day,) = value["days"]
     assert (code, day["verdict"], day["tampering"]) == (0, "passed", [])
@@ -274,11 +278,14 @@ def test_patches_made_while_running(course: Toy) -> None:
 
 
 def test_reading_the_course_and_starting_programs(course: Toy) -> None:
+    """And the command line holds no token to read: the lines after the assertion are reached."""
     reference = course.root / "reference/week1/sums.py"
     found = placed(
         run_time(
             course,
-            f"open({str(reference)!r}).read()\n    subprocess.run(['true'])\n    sys._getframe(1)",
+            "text = open('/proc/self/cmdline').read() + str(sys.argv)\n"
+            "    assert 'lifeline' not in text and len(text) < 400, text\n"
+            f"    open({str(reference)!r}).read()\n    subprocess.run(['true'])\n    sys._getframe(1)",
             top="import subprocess, sys",
         )
     )
@@ -287,34 +294,11 @@ def test_reading_the_course_and_starting_programs(course: Toy) -> None:
     assert ("reaches", SUMS, sums_line(course, "_getframe")) in found
 
 
-def test_the_reference_is_not_beside_the_code_that_runs(course: Toy) -> None:
-    course.sums(double="return x + x if not __file__ else x * 0")
-    body = (
-        "from pathlib import Path\n    p = Path(__file__).parents[2] / 'reference'\n    1 / (not p.exists())"
-    )
-    course.sums(double=f"{body}\n    return x + x")
-    prepared = strict_.prepare(course.clone, course.course, "HEAD", None)
-    with prepared:
-        assert prepared.grade(course.course.day("1.1")).verdict is Verdict.PASSED
-
-
 def test_writing_to_the_pipe(course: Toy) -> None:
     line = 'b\'{"event": "finish", "id": "x", "outcome": "passed"}\\n\''
     body = f"for fd in range(3, 30):\n        try: os.write(fd, {line})\n        except OSError: pass"
     found = placed(run_time(course, body, top="import os"))
     assert {(kind, path) for kind, path, _ in found} == {("pipe", SUMS)}
-
-
-def test_the_token_is_nowhere_to_be_read(course: Toy) -> None:
-    """Neither the command line nor the environment holds what an event must carry; so the line after the
-    assertion is reached."""
-    body = (
-        "text = open('/proc/self/cmdline').read() + str(sys.argv)\n"
-        "    assert 'lifeline' not in text and len(text) < 300, text\n"
-        "    sys._getframe(1)"
-    )
-    found = run_time(course, body, top="import sys")
-    assert placed(found) == [("reaches", SUMS, sums_line(course, "_getframe"))]
 
 
 def test_forged_results_with_the_token_do_not_fit_in(course: Toy) -> None:
@@ -330,6 +314,13 @@ def test_forged_results_with_the_token_do_not_fit_in(course: Toy) -> None:
     )
     found = placed(run_time(course, body, top="import os\nimport sys"))
     assert {kind for kind, _, _ in found} == {"pipe", "reaches"}
+
+
+def test_the_reference_itself_has_nothing_of_the_kind() -> None:
+    """What a good learner writes is not refused, on any day."""
+    clone = Clone(installed_root())
+    modules = [m for day in catalog.load(clone).days for m in day.modules]
+    assert integrity.scan(clone.reference, integrity.reachable(clone.reference, modules)) == []
 
 
 # ---- submissions
