@@ -18,7 +18,9 @@ from .errors import UsageError
 
 MANIFEST = "grader/upstream.sha256"
 PARTS = ("checkpoints", "grader", "kernels", "reference")  # what is not the learner's to change
-UNGUARDED = ("grader/pictures/",)  # changes nothing about a grading
+# What no grading depends on.
+UNGUARDED = ("grader/authoring/", "grader/bench/", "grader/pictures/", "grader/tests/")
+UNGUARDED_ENDINGS = (".md", ".svg")
 JUNK_FOLDERS = frozenset(
     (
         "__pycache__",
@@ -49,7 +51,7 @@ class Baseline:
 
 def is_guarded(path: str) -> bool:
     """Whether a file of the course counts: not the manifest itself, nor what no grading depends on."""
-    return path != MANIFEST and not path.startswith(UNGUARDED)
+    return path != MANIFEST and not path.startswith(UNGUARDED) and not path.endswith(UNGUARDED_ENDINGS)
 
 
 def digest(data: bytes) -> str:

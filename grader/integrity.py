@@ -174,7 +174,7 @@ def hooks(clone: Clone) -> list[Tampering]:
         elif path.name in SETTINGS and path.is_file():
             what = "settings of pytest that do not ship with the course"
             found.append(Tampering("hook", what, path.name, 1, _line(_bytes(path), 1)))
-        elif stem in SHADOWED and (path.is_dir() or path.suffix in (".py", ".so", ".pyc")):
+        elif path.name in SHADOWED or (stem in SHADOWED and path.suffix in (".py", ".so", ".pyc")):
             found.append(
                 Tampering("hook", f"{path.name} would stand in for the library {stem}", path.name, 1)
             )

@@ -386,7 +386,15 @@ def test_a_manifest_sees_what_git_sees_and_not_line_ends(course: Toy) -> None:
 
 
 def test_what_editors_leave_behind_is_no_finding(course: Toy) -> None:
-    for path in ("checkpoints/day1_1/test_sums.py~", "reference/.DS_Store", "reference/__pycache__/a.pyc"):
+    for path in (
+        "checkpoints/day1_1/test_sums.py~",
+        "checkpoints/day1_1/lesson.md",  # notes in a lesson
+        "reference/.DS_Store",
+        "reference/__pycache__/a.pyc",
+        "tinyllm.egg-info/PKG-INFO",
+        ".venv/lib/conftest.py",
+        "progress/journal/day1.1.md",
+    ):
         course.write(path, "")
     prepared = strict_.prepare(course.clone, course.course, "HEAD", None)
     assert prepared.findings_for(course.course.day("1.1")) == ()
