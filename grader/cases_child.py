@@ -290,9 +290,6 @@ class Replaying:
 
         return run
 
-    def keep(self) -> None:
-        """Nothing: what is kept stays as it is."""
-
 
 def load_arrays(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a kept case, bit for bit."""

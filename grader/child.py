@@ -77,9 +77,16 @@ def take(grading: Grading, job: Mapping[str, Any]) -> None:
     if job["cases"]:
         from . import cases_child
 
-        keeps = job["cases"] == "keep"
-        borrowed = tuple(job["borrowed"])
-        grading.beside = cases_child.Keeper(grading, borrowed) if keeps else cases_child.Replaying(grading)
+        if job["cases"] == "keep":
+            keeper = cases_child.Keeper(grading, tuple(job["borrowed"]))
+            grading.beside.append(keeper)
+            grading.at_end.append(keeper.keep)
+        else:
+            grading.beside.append(cases_child.Replaying(grading))
+    if "strict" in job:
+        from .strict_child import Guard
+
+        grading.beside.append(Guard(grading, job["strict"], emit))
 
     def report_where(signum: int, frame: FrameType | None) -> None:
         """The parent's time limit: say where the learner's code stands, then end."""
@@ -94,12 +101,12 @@ def run(grading: Grading) -> None:
     import pytest
 
     quiet = Quiet()
-    plugins = [quiet, grading] + ([grading.beside] if grading.beside is not None else [])
+    plugins = [quiet, grading, *grading.beside]
     code = pytest.main(pytest_arguments(grading.day), plugins=plugins)
     sys.stdout.flush()
     grading.emit("end", {"finished": grading.finished, "pytest": int(code), "said": quiet.errors})
-    if grading.beside is not None:
-        grading.beside.keep()  # the verdict is printed meanwhile
+    for last in grading.at_end:
+        last()  # the verdict is printed meanwhile
     os._exit(0)
 
 

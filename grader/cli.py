@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import catalog
+from . import catalog, classes
 from .catalog import Course, Day
 from .clone import Clone, find_clone
 from .errors import CourseError, UsageError
@@ -51,7 +51,7 @@ def main() -> None:
     """Grade a day of the course, and find the way when stuck.
 
     DAY is day1.3 or 1.3; grading also takes week1 and all. Exit codes: 0 passed, 1 not passed yet,
-    2 usage, 3 the environment is at fault, 130 interrupted.
+    2 usage, 3 the environment is at fault, 4 refused by --strict, 130 interrupted.
     """
 
 
@@ -129,6 +129,7 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--no-progress", is_flag=True, help="Write no log, tracker or snapshot.")
 @click.option("--no-why", is_flag=True, help="Do not ask which earlier day is to blame.")
 @click.option("-v", "--verbose", is_flag=True, help="Every failure, with tracebacks.")
+@classes.grading_options
 @reporting
 def grade(
     day: str | None,
@@ -141,14 +142,18 @@ def grade(
     no_progress: bool,
     no_why: bool,
     verbose: bool,
+    for_class: dict[str, Any],
 ) -> None:
     """Grade DAY, or the next unfinished day.
 
     DAY is day1.3 or 1.3, a whole week (week1), or all.
     """
+    from contextlib import ExitStack
+
     from . import grading
 
     listener: Any = Silence()
+    cleanup = ExitStack()
     try:
         context = Context(verbose=verbose)
         days = grading.days_to_grade(context.clone, context.course, day)
@@ -159,10 +164,16 @@ def grade(
         borrowed = _borrowed(context, borrow, days if solution == "exercises" else ())
         if junit is not None and not junit.parent.is_dir():
             raise UsageError(f"--junit {junit}: the folder {junit.parent} does not exist.")
-        options = grading.Options(solution, borrowed, task, timeout, not no_progress)
+        classes.check_files(for_class)
+        strict = classes.strict_grading(context.clone, context.course, solution, for_class)
+        if strict is not None:
+            cleanup.enter_context(strict)
+        record = not no_progress and for_class["submission"] is None
+        options = grading.Options(solution, borrowed, task, timeout, record, strict)
         if not as_json:
             listener = TerminalListener(context, options)
-        graded = grading.grade(context.clone, context.course, days, options, listener)
+        with cleanup:
+            graded = grading.grade(context.clone, context.course, days, options, listener)
     except CourseError as error:
         if not as_json:
             raise
@@ -170,13 +181,17 @@ def grade(
             json.dumps({"schema": 1, "exit_code": error.exit_code, "days": [], "error": error.message})
         )
         sys.exit(error.exit_code)
-    if junit is not None or as_json:
+    files = junit or for_class["gradescope"] or for_class["github"]
+    if files is not None or as_json:
         from . import export
 
         if junit is not None:
             export.write_junit(graded.reports, junit)
+        upstream = strict.baseline.name if strict is not None else ""
+        document = export.as_json(graded.reports, graded.exit_code, upstream)
+        classes.write_files(document, for_class)
         if as_json:
-            click.echo(json.dumps(export.as_json(graded.reports, graded.exit_code), indent=2))
+            click.echo(json.dumps(document, indent=2))
     if not as_json and not no_why:
         _ask_why(context, graded.reports, options)
     sys.exit(graded.exit_code)
@@ -687,13 +702,60 @@ def _model_to_measure(
 
 
 @main.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON (schema: grader/progress.schema.json).")
 @reporting
-def list_days() -> None:
+def list_days(as_json: bool) -> None:
     """Every day: status, tasks, attempts, time, hints."""
     from . import overview
 
     context = Context()
+    if as_json:
+        from . import progress_data
+
+        click.echo(json.dumps(progress_data.of_clone(context.clone, context.course), indent=2))
+        return
     overview.show(context.screen, context.clone, context.course)
+
+
+@main.command()
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "json", "gradescope", "github"]),
+    default="html",
+    help="html, json: your progress; gradescope, github: a grading (default: html).",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to; - is stdout (default: progress/report.html; stdout for the others).",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="What `tinyllm-grade DAY --json` printed; - is stdin.",
+)
+@click.option("--date", "on", metavar="DATE", help="The date on the page (default: today).")
+@click.option("--name", default="", metavar="TEXT", help="Whose progress it is.")
+@classes.with_points
+@reporting
+def report(
+    form: str, output: Path | None, source: Path | None, on: str | None, name: str, points: int, credit: str
+) -> None:
+    """Your progress as one page, or a grading for Gradescope and GitHub."""
+    from . import report_command
+
+    context = Context()
+    content = report_command.text(
+        context.clone, context.course, form, source=source, on=on, name=name, points=points, credit=credit
+    )
+    written = report_command.write(context.clone, form, output, content)
+    if written is not None:
+        Screen(stderr=True).line(context.clone.relative(written))
 
 
 @main.command()
@@ -1028,13 +1090,19 @@ def tutor(day: str | None, number: int | None, install: bool, uninstall: bool) -
 
 @main.command()
 @click.option("-n", "count", type=click.IntRange(min=1), default=20, help="How many (default: 20).")
+@click.option("--json", "as_json", is_flag=True, help="All of them as JSON.")
 @reporting
-def history(count: int) -> None:
+def history(count: int, as_json: bool) -> None:
     """Every graded state of your exercises, the newest first."""
     from . import snapshots
 
     context = Context()
     kept = snapshots.history(context.clone)
+    if as_json:
+        from . import progress_data
+
+        click.echo(json.dumps(progress_data.of_snapshots(kept), indent=2))
+        return
     if not kept:
         context.screen.paragraph("No snapshot yet: grading a day makes one.")
     for snapshot in kept[:count]:

@@ -14,13 +14,29 @@ from .report import CheckResult, DayReport, Outcome
 SCHEMA_VERSION = 1
 
 
-def as_json(reports: Sequence[DayReport], exit_code: int) -> dict[str, Any]:
-    """The value that `--json` prints."""
+def as_json(reports: Sequence[DayReport], exit_code: int, upstream: str = "") -> dict[str, Any]:
+    """The value that `--json` prints. upstream: what --strict took for the course's own files."""
     return {
         "schema": SCHEMA_VERSION,
         "exit_code": exit_code,
+        "strict": upstream or None,
+        "versions": versions(),
         "days": [_day(r) for r in reports],
     }
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides the code."""
+    import platform
+    from importlib import metadata
+
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in ("tinyllm", "mlx", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
 
 
 def _day(report: DayReport) -> dict[str, Any]:
@@ -36,6 +52,7 @@ def _day(report: DayReport) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "checks": {"expected": report.expected, "ran": report.ran, "passed": report.passed},
         "files": report.files,
+        "tampering": [asdict(t) for t in report.tampering],
         "tasks": [
             {
                 "task": t.id,
@@ -71,7 +88,9 @@ def write_junit(reports: Sequence[DayReport], path: Path) -> None:
             name=f"day{report.day}",
             tests=str(len(checks)),
             failures=str(sum(_kind(c) == "failure" for c in checks)),
-            errors=str(sum(_kind(c) == "error" for c in checks) + bool(report.problem)),
+            errors=str(
+                sum(_kind(c) == "error" for c in checks) + bool(report.problem) + len(report.tampering)
+            ),
             skipped=str(sum(_kind(c) == "skipped" for c in checks)),
             time=f"{report.seconds:.3f}",
         )
@@ -89,6 +108,11 @@ def write_junit(reports: Sequence[DayReport], path: Path) -> None:
                     summary = c.failure.summary if c.failure else c.outcome.value
                     body = ET.SubElement(case, kind, message=_clean(summary), type=c.outcome.value)
                     body.text = _clean(c.failure.detail) if c.failure else ""
+        for t in report.tampering:
+            case = ET.SubElement(
+                suite, "testcase", classname=f"day{report.day}", name=f"strict: {t.path}:{t.line}"
+            )
+            ET.SubElement(case, "error", message=_clean(t.what), type=t.kind).text = _clean(t.source)
         if report.problem:
             case = ET.SubElement(suite, "testcase", classname=f"day{report.day}", name="grading")
             ET.SubElement(case, "error", message=_clean(report.problem), type=report.verdict.value)

@@ -87,7 +87,8 @@ def _temporary(target: Path, data: bytes) -> Iterator[Path]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         try:
-            with suppress(FileNotFoundError):
+            # A new file has no mode to keep; a Windows drive under Linux may refuse to change one.
+            with suppress(FileNotFoundError, PermissionError):
                 os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
             write_all(descriptor, data)
             os.fsync(descriptor)

@@ -10,13 +10,16 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import attempts, cases, runner, standing, tracker
 from .catalog import Course, Day
 from .clone import Clone
 from .errors import CourseError
 from .report import DayReport, Outcome, Verdict
+
+if TYPE_CHECKING:
+    from .strict import Strict
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Options:
     timeout: float | None = None  # seconds a check may take
     record: bool = True  # write the log, the tracker and snapshots
     how: Mapping[str, Any] = field(default_factory=dict)  # what runner.grade takes besides: launch, stop, ...
+    strict: Strict | None = None  # grade a copy with the checks as published
 
     @property
     def recorded(self) -> bool:
@@ -53,9 +57,9 @@ class Graded:
 
     @property
     def exit_code(self) -> int:
-        """The gravest of the days' exit codes: interrupted, then environment, then not passed."""
+        """The gravest of the days' exit codes: interrupted, refused, environment, not passed."""
         codes = {r.verdict.exit_code for r in self.reports}
-        return next((c for c in (130, 3, 1) if c in codes), 0)
+        return next((c for c in (130, 4, 3, 1) if c in codes), 0)
 
 
 def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, listener: Listener) -> Graded:
@@ -78,7 +82,7 @@ def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, l
         if report.verdict is Verdict.INTERRUPTED:
             break
     else:
-        if options.recorded and options.only_task is None:
+        if options.recorded and options.only_task is None and options.strict is None:
             graded.broken = _regrade_changed(clone, course, days, options, listener)
     if options.recorded:
         tracker.update(clone, course)
@@ -88,6 +92,14 @@ def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, l
 def _grade_one(
     clone: Clone, course: Course, day: Day, options: Options, listener: Listener, later: ExitStack
 ) -> DayReport:
+    if options.strict is not None:
+        return options.strict.grade(
+            day,
+            borrow=options.borrow,
+            only_task=options.only_task,
+            timeout=options.timeout,
+            on_event=listener.event,
+        )
     return runner.grade(
         clone,
         course,

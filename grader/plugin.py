@@ -134,7 +134,8 @@ class Grading:
         self._results: dict[str, dict[str, Any]] = {}
         self.given = Solution(self)  # what the `solution` fixture gives
         self.checks: dict[str, tuple[int, str]] = {}  # id -> (task, title)
-        self.beside: Any = None  # a second plugin (cases_child), which may come with the job
+        self.beside: list[Any] = []  # further plugins; they may come with the job
+        self.at_end: list[Callable[[], None]] = []  # what is to be done when all is reported
         self._everything: list[pytest.Item] = []  # all that the day's tests hold
 
     # ---- before the tests ----
@@ -186,8 +187,9 @@ class Grading:
             return
         self.wait()
         session.items[:] = self._chosen()  # a job that came meanwhile may want only some
-        if self.beside is not None and not session.config.pluginmanager.is_registered(self.beside):
-            session.config.pluginmanager.register(self.beside)
+        for plugin in self.beside:
+            if not session.config.pluginmanager.is_registered(plugin):
+                session.config.pluginmanager.register(plugin)
         self._find_gpu_kernels()
         self.make_ready(session.items)
         self.import_modules()

@@ -95,6 +95,25 @@ def start_child(
     return start(argv, output=output, pass_fds=pass_fds, token=token, cwd=cwd)
 
 
+def isolated(script: Path) -> Launch:
+    """A Launch that runs `script` in the module's place, by an isolated Python without site-packages' start-up
+    files. The script reads the job from the file descriptor it is given: a command line can be read by all
+    that runs on the machine."""
+
+    def launch(
+        module: str, job: Mapping[str, Any], *, output: int, pass_fds: Sequence[int], token: str, cwd: str
+    ) -> Process:
+        job_end, ours = os.pipe()
+        argv = [sys.executable, "-I", "-S", str(script), str(job_end)]
+        process = start(argv, output=output, pass_fds=[*pass_fds, job_end], token=token, cwd=cwd)
+        os.close(job_end)
+        with contextlib.suppress(BrokenPipeError), os.fdopen(ours, "wb") as pipe:
+            pipe.write(json.dumps(job).encode())
+        return process
+
+    return launch
+
+
 def memory_of(process: Process) -> int:
     """Resident bytes of the child and its descendants; 0 once it is gone."""
     import psutil
@@ -227,6 +246,8 @@ class Child:
     ) -> None:
         adopt_orphans()
         self.token = secrets.token_hex(8)
+        self._family = secrets.token_hex(8)  # in the environment, where anyone reads it: no event's token
+        self.foreign_lines = 0  # in the pipe of events, from who does not know the token
         self.prints = HeadAndTail()
         self._folder = tempfile.TemporaryDirectory(prefix="tinyllm-")
         self._stack_file = Path(self._folder.name) / "stacks"
@@ -238,6 +259,7 @@ class Child:
             "events": events_end,
             "lifeline": lifeline_end,
             "token": self.token,
+            "family": self._family,
             "stack_file": str(self._stack_file),
         }
         theirs = [events_end, lifeline_end]
@@ -249,7 +271,7 @@ class Child:
             self._ours.append(self._requests)
             os.set_blocking(self._requests, False)
         self.process = launch(
-            module, completed, output=output_end, pass_fds=theirs, token=self.token, cwd=str(cwd)
+            module, completed, output=output_end, pass_fds=theirs, token=self._family, cwd=str(cwd)
         )
         for fd in (*theirs, output_end):
             os.close(fd)
@@ -282,7 +304,9 @@ class Child:
                 while chunk := os.read(self._events, READ_BYTES):
                     self._buffer += chunk
                 self._closed(self._events)
+            lines = self._buffer.count(b"\n")
             found, self._buffer = events_in(self._buffer, self.token)
+            self.foreign_lines += lines - len(found)
         return found
 
     def rest(self) -> list[dict[str, Any]]:
@@ -355,7 +379,7 @@ class Child:
 
     def end(self) -> None:
         """Leave nothing running and nothing open."""
-        end_family(self.process, self.token)
+        end_family(self.process, self._family)
         self._selector.close()
         for fd in self._ours:
             os.close(fd)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .report import ArrayNote, CheckResult, DayReport, Failure, Frame, Outcome, TaskResult, Verdict
+from .report import ArrayNote, CheckResult, DayReport, Failure, Frame, Outcome, Tampering, TaskResult, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,11 +237,27 @@ class GradingScreen:
                 screen.paragraph(f"{name}: not passed yet, {done} of {len(report.tasks)} tasks", "bold")
             case Verdict.INTERRUPTED:
                 screen.paragraph(f"{name}: {report.problem}; what had run is kept", "bold yellow")
+            case Verdict.REFUSED:
+                self.tampering(report.tampering)
+                screen.paragraph(f"{name}: refused, this result says nothing about the code", "bold red")
             case Verdict.ENVIRONMENT:
                 reason = report.problem or "the course's own check is at fault, not your code"
                 screen.paragraph(f"{name}: could not be graded: {reason}", "bold red")
         for line in advice:
             screen.paragraph(line)
+
+    def tampering(self, found: Sequence[Tampering]) -> None:
+        """What --strict found, each thing in its place; without -v the first of many."""
+        screen = self.screen
+        shown = found if screen.verbose else found[:12]
+        for finding in shown:
+            place = f"{finding.path}:{finding.line}" if finding.line else finding.path
+            screen.labelled(finding.kind, finding.what, "red", indent=2)
+            screen.labelled("", place, indent=2)
+            if finding.source:
+                screen.labelled("", "  " + finding.source[:100], "cyan", indent=2)
+        if len(found) > len(shown):
+            screen.paragraph(f"and {len(found) - len(shown)} more: -v shows all", indent=2)
 
 
 # Outcomes that a task's own line says all about.

@@ -124,16 +124,30 @@ SEVERITY = (
 )
 
 
+@dataclass(frozen=True)
+class Tampering:
+    """Something, found with --strict, that makes a result say nothing about the learner's code."""
+
+    kind: (
+        str  # "edited", "added", "missing", "hook", "package", "reference", "reaches", "patched", "pipe", ...
+    )
+    what: str  # a sentence without its end
+    path: str = ""  # relative to the clone's root where possible
+    line: int = 0  # 0 when no line is known
+    source: str = ""  # that line
+
+
 class Verdict(StrEnum):
     PASSED = "passed"
     NOT_PASSED = "not passed"
     PARTIAL = "partial"  # everything that could run here passed, but not everything could
     INTERRUPTED = "interrupted"
     ENVIRONMENT = "environment"  # the machine or the course is at fault
+    REFUSED = "refused"  # with --strict: the result says nothing about the code
 
     @property
     def exit_code(self) -> int:
-        return {"passed": 0, "not passed": 1, "partial": 1, "interrupted": 130, "environment": 3}[self.value]
+        return {"passed": 0, "environment": 3, "refused": 4, "interrupted": 130}.get(self.value, 1)
 
 
 @dataclass(frozen=True)
@@ -151,6 +165,7 @@ class DayReport:
     seconds: float
     files: dict[str, str] = field(default_factory=dict)  # relative path -> content hash
     problem: str = ""  # why the verdict is ENVIRONMENT or INTERRUPTED
+    tampering: tuple[Tampering, ...] = ()  # why it is REFUSED
 
     @property
     def expected(self) -> int:

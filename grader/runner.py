@@ -30,6 +30,7 @@ from .report import (
     Failure,
     Frame,
     Outcome,
+    Tampering,
     TaskResult,
     Verdict,
     verdict_of,
@@ -102,6 +103,7 @@ def grade(
     first_tasks: Sequence[int] = (),
     shares: Sequence[Collection[int]] = (),
     stop: Callable[[], bool] = lambda: False,
+    strict: Strict | None = None,
 ) -> DayReport:
     """Grade one day and report.
 
@@ -113,6 +115,7 @@ def grade(
     place of their checks. only_ids: these checks alone. launch: how a child is started (warm.Warm.launch).
     first_tasks: whose checks run before the others'. shares: tasks that go to a child each, side by side.
     stop: asked all the time; True ends the grading in `Cancelled`, and there is no report.
+    strict: watch for what makes the result worthless; the verdict is REFUSED where there is any.
     Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
@@ -124,7 +127,17 @@ def grade(
     run.borrowed = tuple(d.id for d in borrow)
     run.launch, run.first_tasks, run.stop = launch, tuple(first_tasks), stop
     run.shares = tuple(frozenset(s) for s in shares)
+    run.strict = strict
     return run.report(tuple(d.id for d in borrow))
+
+
+@dataclass(frozen=True)
+class Strict:
+    """How a strict grading's child is started, and what it is told (see strict_child)."""
+
+    launcher: Path
+    job: Mapping[str, Any]
+    reference: Clone  # where the reference is timed: the tree being graded has none beside it
 
 
 def stuck_reason(seconds: float) -> str:
@@ -153,6 +166,8 @@ class _Run:
     only_ids: Sequence[str] | None = None
     later: contextlib.ExitStack | None = None
     borrowed: tuple[str, ...] = ()
+    strict: Strict | None = None
+    tampering: list[Tampering] = field(default_factory=list)
 
     planned: dict[str, tuple[int, str]] = field(default_factory=dict)  # id -> (task, title), in order
     results: dict[str, CheckResult] = field(default_factory=dict)
@@ -175,6 +190,7 @@ class _Run:
         tasks = self._tasks()
         if verdict is None:
             verdict = Verdict.ENVIRONMENT if self.problem else verdict_of(tasks)
+            verdict = Verdict.REFUSED if self.tampering else verdict
         return DayReport(
             day=self.day.id,
             title=self.day.title,
@@ -187,6 +203,7 @@ class _Run:
             seconds=time.monotonic() - self.began,
             files=files,
             problem=self.problem,
+            tampering=tuple(dict.fromkeys(self.tampering)),
         )
 
     def _tasks(self) -> tuple[TaskResult, ...]:
@@ -340,7 +357,10 @@ class _Child:
             "first_tasks": run.first_tasks,
             "share": sorted(share) if share is not None else None,
         }
-        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root, launch=run.launch)
+        launch = run.launch
+        if run.strict is not None:
+            job["strict"], launch = run.strict.job, processes.isolated(run.strict.launcher)
+        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root, launch=launch)
         self.process = self.child.process
         self.stage = "starting"  # then building, importing, between, checking, ended
         self.current = ""  # id of the running check
@@ -416,8 +436,12 @@ class _Child:
 
     def _take(self, event: dict[str, Any]) -> None:
         run = self.run
+        if run.strict is not None and self._is_forged(event):
+            return
         self.since = time.monotonic()
         match event["event"]:
+            case "tampered":
+                run.tampering.append(Tampering(**{k: event[k] for k in Tampering.__match_args__}))
             case "collected":
                 wanted = [c for c in event["checks"] if run.only_ids is None or c["id"] in run.only_ids]
                 for c in wanted:
@@ -446,6 +470,29 @@ class _Child:
                     self.stage = "ended"
                 else:
                     self._broken_course(event["said"])
+
+    def _is_forged(self, event: dict[str, Any]) -> bool:
+        """Whether an event comes where the child sends none: a result of a check that is not running."""
+        match event["event"]:
+            case "finish":
+                wrong = self.stage != "checking" or event.get("id") != self.current
+            case "start":
+                known = event.get("id") in self.run.planned and event["id"] not in self.run.results
+                wrong = self.stage == "checking" or not known
+            case "collected":
+                wrong = self.stage != "starting"
+            case "end":
+                wrong = self.stage == "checking"
+            case _:
+                wrong = False
+        if wrong:
+            self._forged(f"a result that no check gave ({event['event']})")
+        return wrong
+
+    def _forged(self, what: str) -> None:
+        path = f"{self.run.solution}/{self.run.day.modules[0]}"
+        where = f", during {self.current}" if self.current else ""
+        self.run.tampering.append(Tampering("pipe", f"{what} was written to the grader's pipe{where}", path))
 
     def _finish(self, event: dict[str, Any]) -> None:
         self.child.drain_prints()  # the child flushed its prints before it reported
@@ -554,6 +601,8 @@ class _Child:
         """Leave nothing running and nothing open."""
         if self.yardstick is not None:
             self.yardstick.stop()
+        if self.child.foreign_lines and self.run.strict is not None:
+            self._forged("something that is no event")
         if self.stage == "ended":  # it is about to go by itself
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GOODBYE_SECONDS)
@@ -567,7 +616,8 @@ class _Yardstick:
         self.seconds = math.inf  # until it is known: nothing is too slow before that
         self._child: _Child | None = None
         self._check_id = check_id
-        self._run = _Run(run.clone, run.limits, run.day, "reference", {}, None, None, lambda e: None)
+        clone = run.strict.reference if run.strict is not None else run.clone
+        self._run = _Run(clone, run.limits, run.day, "reference", {}, None, None, lambda e: None)
         self._lock = threading.Lock()
         self._stopped = False
         self._thread = threading.Thread(target=self._measure, daemon=True)

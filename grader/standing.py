@@ -1,7 +1,7 @@
 """How each day stands: computed from the course, the log and the files as they are now. Nothing is stored.
 
 Which attempts count. Those on `exercises`, where the day's own modules were not borrowed, and where the
-verdict is not "environment". Borrowing other days is allowed and noted.
+verdict is not "environment" or "refused". Borrowing other days is allowed and noted.
 
 A task passes in an attempt when all its checks pass. A day passes when all its tasks have passed on the
 same files: in one grading, or in several `--task` gradings with no edit between them. Its "own state"
@@ -358,7 +358,7 @@ def _counts(attempt: Attempt) -> bool:
     return (
         attempt.solution == "exercises"
         and attempt.day not in attempt.borrowed
-        and attempt.verdict != Verdict.ENVIRONMENT
+        and attempt.verdict not in (Verdict.ENVIRONMENT, Verdict.REFUSED)
     )
 
 

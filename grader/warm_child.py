@@ -143,7 +143,7 @@ class _Server:
         for standard in (1, 2):
             os.dup2(output, standard)
         os.close(output)
-        mark(job["token"])
+        mark(job["family"])
         child.begin(job)
         child.take(self.grading, job)
 

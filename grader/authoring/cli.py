@@ -19,6 +19,8 @@ from ..errors import CourseError
 from . import ci as ci_
 from . import fresh_progress, guilt_sweep, spec_checks
 from . import imports as imports_
+from . import manifest as manifest_
+from . import pictures as pictures_
 from . import sanitize as sanitize_
 from . import stubs as stubs_
 from . import verify as verify_
@@ -57,6 +59,31 @@ def stubs(only_check: bool) -> None:
     for path in changed:
         click.echo(path)
     click.echo(f"{len(changed)} {'file' if len(changed) == 1 else 'files'} changed.")
+
+
+@main.command()
+@click.option("--check", "only_check", is_flag=True, help="Only say whether it is of these files.")
+def manifest(only_check: bool) -> None:
+    """Write grader/upstream.sha256, the hashes that `tinyllm-grade --strict` compares with."""
+    clone, _ = _load()
+    if only_check:
+        _end(_check_manifest(clone))
+        return
+    click.echo("written" if manifest_.write(clone) else "nothing to change")
+
+
+@main.command()
+@click.option(
+    "--check", "only_check", is_flag=True, help="Only say which are not what the program shows now."
+)
+def pictures(only_check: bool) -> None:
+    """Make the README's pictures anew, from real runs in a temporary clone."""
+    clone = find_clone()
+    if only_check:
+        _end(_check_pictures(clone))
+        return
+    for path in pictures_.write(clone):
+        click.echo(path)
 
 
 @main.command()
@@ -145,6 +172,8 @@ def ci(jobs: int) -> None:
             ci_.Step("imports", lambda: _check_imports(clone, course)),
             ci_.Step("stubs", lambda: _check_stubs(clone, course)),
             ci_.Step("specs", lambda: _check_specs(clone, course, course.days)),
+            ci_.Step("manifest", lambda: _check_manifest(clone)),
+            ci_.Step("pictures", lambda: _check_pictures(clone)),
             ci_.Step("cuda", lambda: _check_cuda(clone)),
             ci_.Step("sanitizers", lambda: _sanitize(clone, quick=True)),
             ci_.Step("tests", lambda: ci_.measured_tests(clone.root, Path(folder), jobs)),
@@ -210,6 +239,16 @@ def _check_stubs(clone: Clone, course: Course) -> ci_.Result:
     remedy = "Run: python -m tinyllm.grader.authoring stubs"
     told = [f"{problem}. {remedy}" for problem in problems]
     return _told(told, "exercises/ and progress/ are as they ship.")
+
+
+def _check_manifest(clone: Clone) -> ci_.Result:
+    remedy = "Run: python -P -m tinyllm.grader.authoring manifest"
+    return _told([f"{p}. {remedy}" for p in manifest_.differs(clone)], "The manifest is of these files.")
+
+
+def _check_pictures(clone: Clone) -> ci_.Result:
+    remedy = "Run: python -P -m tinyllm.grader.authoring pictures"
+    return _told([f"{p}. {remedy}" for p in pictures_.differs(clone)], "The pictures are what is shown now.")
 
 
 def _check_imports(clone: Clone, course: Course) -> ci_.Result:

@@ -25,6 +25,7 @@ CHILD_SIDE = frozenset(
     | {"lines", "tracing_child"}  # of `trace`
     | {"speaker", "voice"}  # of `generate` and `chat`
     | {"serving_child"}  # of `serve`
+    | {"strict_child", "strict_start"}  # of `--strict`
     | {"benching_child", "machine", "measuring", "model_speed"}  # of `bench`
 )
 
