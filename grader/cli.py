@@ -169,7 +169,7 @@ def grade(
         if strict is not None:
             cleanup.enter_context(strict)
         record = not no_progress and for_class["submission"] is None
-        options = grading.Options(solution, borrowed, task, timeout, record, strict)
+        options = grading.Options(solution, borrowed, task, timeout, record, strict=strict)
         if not as_json:
             listener = TerminalListener(context, options)
         with cleanup:

@@ -124,8 +124,8 @@ def _frequency(config: GPTConfig, pair: int) -> float:
 def _look_back(config: GPTConfig, distance: int) -> tuple[mx.array, mx.array]:
     """Biases of a query and a key head, (D,) each, whose score is highest for the key `distance` places back.
 
-    RoPE turns a pair by its position times its frequency f, so two equal pairs r places apart have the product
-    cos(r f). With the query's turned back by distance * f the product is cos((r - distance) f).
+    RoPE turns a pair by its position times its frequency f, so two equal pairs r places apart have the
+    product cos(r f). With the query's turned back by distance * f it is cos((r - distance) f).
     """
     D = config.head_dim
     fast = [i for i in range(D // 2) if _frequency(config, i) > FAST]
