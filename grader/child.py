@@ -19,7 +19,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .catalog import Day
+    from .clone import Clone
 
 
 def main(job: Mapping[str, Any]) -> None:
@@ -48,7 +52,10 @@ def main(job: Mapping[str, Any]) -> None:
     tree = Tree(job["solution"], clone.tree(job["solution"]), overlays)
     emit = Emitter(job["events"], job["token"])
     only_ids = frozenset(job["only_ids"]) if job["only_ids"] is not None else None
-    grading = Grading(clone, course, day, tree, emit=emit, only_ids=only_ids, only_task=job["only_task"])
+    witness = Path(job["witness"]) if job.get("witness") else None
+    grading = Grading(
+        clone, course, day, tree, emit=emit, only_ids=only_ids, only_task=job["only_task"], witness=witness
+    )
 
     def report_where(signum: int, frame: FrameType | None) -> None:
         """The parent's time limit: say where the learner's code stands, then end."""
@@ -57,17 +64,21 @@ def main(job: Mapping[str, Any]) -> None:
 
     signal.signal(signal.SIGUSR2, report_where)
     grading.prepare()
-    arguments = [
+    quiet = Quiet()
+    code = pytest.main(pytest_arguments(clone, day), plugins=[quiet, grading])
+    sys.stdout.flush()
+    emit("end", {"finished": grading.finished, "pytest": int(code), "said": quiet.errors})
+    os._exit(0)
+
+
+def pytest_arguments(clone: Clone, day: Day) -> list[str]:
+    """How pytest is called on a day's tests: with nothing of what a user may have set up for their own."""
+    return [
         "-c", os.devnull, f"--rootdir={clone.root}", "--import-mode=importlib", "--noconftest",
         "-p", "no:cacheprovider", "-p", "no:junitxml", "-p", "no:doctest", "-p", "no:unittest",
         "-p", "no:faulthandler", "-p", "no:terminal", "-p", "no:threadexception",
         "-p", "no:unraisableexception", "-p", "no:warnings", "-s", *map(str, day.tests),
     ]  # fmt: skip
-    quiet = _Quiet()
-    code = pytest.main(arguments, plugins=[quiet, grading])
-    sys.stdout.flush()
-    emit("end", {"finished": grading.finished, "pytest": int(code), "said": quiet.errors})
-    os._exit(0)
 
 
 class Emitter:
@@ -85,7 +96,7 @@ class Emitter:
             payload = payload[os.write(self._fd, payload) :]
 
 
-class _Quiet:
+class Quiet:
     """Stands in for pytest's terminal reporter, which the child has no use for."""
 
     errors = ""  # why tests could not be collected

@@ -6,15 +6,17 @@ the tracker, which are slower and can be made again, come after.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
-from . import attempts, runner, standing, tracker
+from . import attempts, likely, runner, standing, tracker
 from .catalog import Course, Day
 from .clone import Clone
 from .errors import CourseError
-from .report import DayReport, Outcome, Verdict
+from .report import DayReport, LikelyMistake, Outcome, Verdict
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Listener(Protocol):
     def event(self, event: runner.Event) -> None: ...
     def end(self, day: Day, report: DayReport, so_far: standing.Standing | None) -> None: ...
     def broken(self, day: Day, report: DayReport) -> None: ...
+    def looking(self, done: int, total: int) -> None: ...
+    def likely(self, day: Day, found: Sequence[LikelyMistake]) -> None: ...
     def notice(self, text: str) -> None: ...
 
 
@@ -58,27 +62,59 @@ class Graded:
 def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, listener: Listener) -> Graded:
     """Grade `days` in order, record each, and tell the listener. Stops after an interruption."""
     graded = Graded()
+    with tempfile.TemporaryDirectory(prefix="tinyllm-") as folder:
+        _grade_days(clone, course, days, options, listener, graded, Path(folder))
+    if options.recorded:
+        tracker.update(clone, course)
+    return graded
+
+
+def _grade_days(
+    clone: Clone,
+    course: Course,
+    days: Sequence[Day],
+    options: Options,
+    listener: Listener,
+    graded: Graded,
+    folder: Path,
+) -> None:
     for day in days:
         listener.begin(day)
         hashes = standing.exercise_hashes(clone, course)  # of what is graded, not of an edit meanwhile
-        report = _grade_one(clone, course, day, options, listener)
+        witness = folder / f"{day.name}.jsonl"
+        report = _grade_one(clone, course, day, options, listener, witness)
         graded.reports.append(report)
         event = _record(clone, course, report, options, hashes)
         so_far = _standing(clone, course, day) if event else None
         listener.end(day, report, so_far)
         if event:
             _keep_snapshot(clone, event, report, so_far, listener)
+        if report.verdict is Verdict.NOT_PASSED:
+            graded.reports[-1] = _look_for_mistakes(clone, day, report, witness, event, listener)
         if report.verdict is Verdict.INTERRUPTED:
             break
     else:
         if options.recorded and options.only_task is None:
             graded.broken = _regrade_changed(clone, course, days, options, listener)
-    if options.recorded:
-        tracker.update(clone, course)
-    return graded
 
 
-def _grade_one(clone: Clone, course: Course, day: Day, options: Options, listener: Listener) -> DayReport:
+def _look_for_mistakes(
+    clone: Clone, day: Day, report: DayReport, witness: Path, event: dict | None, listener: Listener
+) -> DayReport:
+    """The report with the likely mistakes, which the listener is told and the log keeps."""
+    try:
+        found = likely.explain(clone, day, report, witness, listener.looking)
+    except KeyboardInterrupt:  # the verdict stands; only this is given up
+        found = ()
+    listener.likely(day, found)
+    if found and event:
+        attempts.append(clone, attempts.likely_event(found, day=day.id, attempt=event["id"]))
+    return replace(report, likely=found)
+
+
+def _grade_one(
+    clone: Clone, course: Course, day: Day, options: Options, listener: Listener, witness: Path
+) -> DayReport:
     return runner.grade(
         clone,
         course,
@@ -88,6 +124,7 @@ def _grade_one(clone: Clone, course: Course, day: Day, options: Options, listene
         only_task=options.only_task,
         timeout=options.timeout,
         on_event=listener.event,
+        witness=witness,
     )
 
 

@@ -89,19 +89,22 @@ def grade(
     overlays: Mapping[str, Path] | None = None,
     on_event: Callable[[Event], None] | None = None,
     enough: Callable[[CheckResult], bool] | None = None,
+    witness: Path | None = None,
 ) -> DayReport:
     """Grade one day and report.
 
     solution: "exercises" or "reference", the tree to grade. borrow: days whose modules come from the
     reference. overlays: single modules ("week1/rope.py") replaced by other files. timeout: seconds a check
     may take, in place of the day's own limits. enough: told of each result; True ends the grading there, and
-    the checks that are left are "not reached". Raises nothing for anything the graded code does.
+    the checks that are left are "not reached". witness: a file to which the child appends what each failing
+    check saw last (witness.py). Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
     run = _Run(
         clone, course.limits, day, solution, replaced, only_task, timeout, on_event or (lambda e: None)
     )
     run.enough = enough or run.enough
+    run.witness = witness
     return run.report(tuple(d.id for d in borrow))
 
 
@@ -122,6 +125,7 @@ class _Run:
     timeout: float | None
     on_event: Callable[[Event], None]
     enough: Callable[[CheckResult], bool] = lambda result: False
+    witness: Path | None = None
 
     planned: dict[str, tuple[int, str]] = field(default_factory=dict)  # id -> (task, title), in order
     results: dict[str, CheckResult] = field(default_factory=dict)
@@ -263,6 +267,7 @@ class _Child:
             "overlays": {k: str(v) for k, v in run.overlays.items()},
             "only_task": run.only_task,
             "only_ids": only_ids,
+            "witness": str(run.witness) if run.witness else "",
         }
         self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root)
         self.process = self.child.process

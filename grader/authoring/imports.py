@@ -20,6 +20,7 @@ from .stubs import NOT_COPIED
 CHILD_SIDE = frozenset(
     {"child", "faults", "frames", "plugin", "testing", "tripwires"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
+    | {"likely_child", "likeness", "witness"}  # of the likely mistake
     | {"speaker", "voice"}  # of `generate` and `chat`
     | {"serving_child"}  # of `serve`
     | {"benching_child", "machine", "measuring", "model_speed"}  # of `bench`
