@@ -25,7 +25,7 @@ Work = Callable[[], Any]  # gives a value that JSON can hold
 SAFE = sys.platform == "linux"
 POLL_SECONDS = 0.2
 PATIENCE = 8  # seconds by the clock for one of processor time: other programs may be busy too
-CLOCK = 3.0  # by how much the clock may run ahead of what a budget allows, on a busy machine
+CLOCK = 6.0  # by how much the clock may run ahead of what a budget allows, on a busy machine
 
 
 class Budget:

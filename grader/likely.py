@@ -114,7 +114,7 @@ def search(
         job["trusted"] = list(trusted)
     if forks is not None:
         job["forks"] = forks
-    until = time.monotonic() + BOOT_SECONDS + len(tasks) * 3 * (seconds + 3 * PAIR_SECONDS)
+    until = time.monotonic() + BOOT_SECONDS + len(tasks) * 6 * (seconds + 3 * PAIR_SECONDS)
     child = processes.Child("tinyllm.grader.likely_child", job, cwd=clone.root)
     try:
         while time.monotonic() < until:

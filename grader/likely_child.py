@@ -140,9 +140,9 @@ class Search:
         self.at_once: int = job["at_once"]
         self.seconds: float = job["seconds"]
         self.pair_seconds: float = job["pair_seconds"]
-        self.trusted = frozenset(
-            job.get("trusted", ())
-        )  # learners that are known mistakes: see likely.search
+        # Where the learners are known mistakes, they are told from each other only: see likely.search.
+        self.among = frozenset(one.key for one in learners) if "trusted" in job else None
+        self.trusted = frozenset(job.get("trusted", ()))
         self._items: dict[int, list[pytest.Item]] = {}  # of each task
         self._solution: Solution | None = None  # of the mistake that is being tried
         self._error: BaseException | None = None  # of the check that ran last
