@@ -34,7 +34,7 @@ from .errors import SpecError
 from .plugin import Grading, Solution, check_id
 from .testing import check
 from .trees import Tree
-from .witness import Ending, Seen, read
+from .witness import Ending, read
 
 # A failure of less than so many tolerances is a matter of precision, and can come from anywhere.
 CLEARLY_OFF = 10.0
@@ -89,14 +89,15 @@ class Learner:
     @property
     def is_rich(self) -> bool:
         """Whether the wrong outputs hold something that two mistakes hardly have in common by chance."""
-        return any(_is_rich(ending.seen) for ending in self.endings.values())
-
-
-def _is_rich(seen: Seen) -> bool:
-    if seen.values is None:
-        return len(seen.text) > RICH_TEXT
-    some = seen.values[:64]
-    return len(set(some[abs(some) < math.inf])) >= RICH_NUMBERS
+        numbers: set[float] = set()
+        for seen in (ending.seen for ending in self.endings.values()):
+            if seen.values is None:
+                if len(seen.text) > RICH_TEXT:
+                    return True
+            else:
+                some = seen.values[:64]
+                numbers |= set(some[abs(some) < math.inf])
+        return len(numbers) >= RICH_NUMBERS
 
 
 @dataclass(frozen=True, eq=False)

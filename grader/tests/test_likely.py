@@ -43,7 +43,7 @@ replace = "return (x + x).astype(mx.float32)"
 says = "This is what you get in float32."
 """
 
-ROW_MISTAKES = '''
+ROW_MISTAKES = """
 [[tasks.misconceptions]]
 id = "columns"
 find = "axis=1)"
@@ -59,7 +59,7 @@ id = "squares-first"
 find = "mx.sum(x,"
 replace = "mx.sum(x * x,"
 says = "This is what you get when x is squared."
-'''
+"""
 
 CHAINED = '''
 @task(2)
