@@ -6,6 +6,7 @@ concerns no one day). The events and what each has besides:
     attempt   solution, borrowed, only_task, verdict, tasks, seconds, files, regression, failures
                                     (see Attempt)
     hint      task, hint            the number of the hint shown, from 1
+    likely    attempt, tasks        the mistakes that were named after that attempt: task -> ids
     diff      task                  the reference was shown; null means the whole day
     read      -                     the lesson was shown
     answer    question, right, given    a check question was answered; `question` is its id
@@ -34,7 +35,7 @@ from .report import SEVERITY, Outcome
 
 if TYPE_CHECKING:
     from .clone import Clone
-    from .report import DayReport, TaskResult
+    from .report import DayReport, LikelyMistake, TaskResult
 
 VERSION = 1
 _UNSAID = (Outcome.NOT_STARTED, Outcome.NOT_REACHED)  # outcomes that say all there is to say
@@ -85,6 +86,12 @@ class Answer(Event):
 class Hint(Event):
     task: int
     hint: int  # from 1
+
+
+@dataclass(frozen=True)
+class Likely(Event):
+    attempt: str  # the id of the attempt
+    tasks: dict[int, tuple[str, ...]]  # task -> ids of misconceptions; two were made at once
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,15 @@ def note_event(day: str, *, at: datetime | None = None) -> dict[str, Any]:
 def hint_event(day: str, task: int, hint: int, *, at: datetime | None = None) -> dict[str, Any]:
     """Hint number `hint` (from 1) of a task was shown."""
     return _event("hint", day, at, task=task, hint=hint)
+
+
+def likely_event(
+    found: Sequence[LikelyMistake], *, day: str, attempt: str, at: datetime | None = None
+) -> dict[str, Any]:
+    """Mistakes were named for tasks that failed; `attempt` is the "id" of the attempt that graded them."""
+    return _event(
+        "likely", day, at, attempt=attempt, tasks={str(one.task): list(one.mistakes) for one in found}
+    )
 
 
 def diff_event(day: str, task: int | None = None, *, at: datetime | None = None) -> dict[str, Any]:
@@ -352,7 +368,19 @@ def _snapshot(common: dict[str, Any], data: dict[str, Any]) -> Snapshot:
     return Snapshot(**common, commit=_of(str, data["commit"]), attempt=_of(str, data.get("attempt", "")))
 
 
-_KINDS = {"answer": _answer, "attempt": _attempt, "hint": _hint, "diff": _diff, "snapshot": _snapshot}
+def _likely(common: dict[str, Any], data: dict[str, Any]) -> Likely:
+    tasks = {int(n): tuple(_of(str, i) for i in _of(list, ids)) for n, ids in data["tasks"].items()}
+    return Likely(**common, attempt=_of(str, data["attempt"]), tasks=tasks)
+
+
+_KINDS = {
+    "answer": _answer,
+    "attempt": _attempt,
+    "hint": _hint,
+    "diff": _diff,
+    "snapshot": _snapshot,
+    "likely": _likely,
+}
 
 
 def _of(kind: type, value: Any) -> Any:

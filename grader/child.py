@@ -74,6 +74,7 @@ def take(grading: Grading, job: Mapping[str, Any]) -> None:
     grading.first_tasks = tuple(job["first_tasks"])
     grading.share = frozenset(job["share"]) if job["share"] is not None else None
     grading.tree.replace({k: Path(v) for k, v in job["overlays"].items()})
+    grading.witness = Path(job["witness"]) if job.get("witness") else None
     if job["cases"]:
         from . import cases_child
 

@@ -19,6 +19,7 @@ from . import catalog, classes
 from .catalog import Course, Day
 from .clone import Clone, find_clone
 from .errors import CourseError, UsageError
+from .likely_screen import LikelyScreen
 from .render import GradingScreen, Screen
 
 if TYPE_CHECKING:
@@ -234,6 +235,8 @@ class Silence:
     def event(self, event: runner.Event) -> None: ...
     def end(self, day: Day, report: DayReport, so_far: Standing | None) -> None: ...
     def broken(self, day: Day, report: DayReport) -> None: ...
+    def looking(self, done: int, total: int) -> None: ...
+    def likely(self, day: Day, found: Any) -> None: ...
     def notice(self, text: str) -> None: ...
 
 
@@ -244,6 +247,7 @@ class TerminalListener:
         self.context = context
         self.options = options
         self.screen = GradingScreen(context.screen)
+        self._likely = LikelyScreen(context.screen)
         self._running = ""
 
     def begin(self, day: Day) -> None:
@@ -293,6 +297,12 @@ class TerminalListener:
             f"pass. See it: tinyllm-grade {day.name}",
             "bold yellow",
         )
+
+    def looking(self, done: int, total: int) -> None:
+        self._likely.progress(done, total)
+
+    def likely(self, day: Day, found: Any) -> None:
+        self._likely.found(day, found)
 
     def notice(self, text: str) -> None:
         self.context.screen.paragraph(text, "dim")
@@ -760,14 +770,15 @@ def report(
 
 @main.command()
 @click.argument("day", required=False)
+@click.option("--section", metavar="TEXT", help="Only the section whose heading holds this text.")
 @reporting
-def read(day: str | None) -> None:
+def read(day: str | None, section: str | None) -> None:
     """The lesson of DAY; as Markdown when piped."""
     from . import attempts, lessons
 
     context = Context()
     chosen = context.next_day(day)
-    text = lessons.text(chosen)
+    text = lessons.section(chosen, section) if section else lessons.text(chosen)
     context.log(attempts.read_event(chosen.id))
     console = context.screen.console
     if not console.is_terminal:

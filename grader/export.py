@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_atomically
-from .report import CheckResult, DayReport, Outcome
+from .report import CheckResult, DayReport, LikelyMistake, Outcome
 
 SCHEMA_VERSION = 1
 
@@ -60,9 +60,21 @@ def _day(report: DayReport) -> dict[str, Any]:
                 "outcome": t.outcome.value,
                 "checks": {"expected": t.expected, "passed": t.passed},
                 "results": [_check(c) for c in t.checks],
+                "likely": next((_likely(one) for one in report.likely if one.task == t.id), None),
             }
             for t in report.tasks
         ],
+    }
+
+
+def _likely(found: LikelyMistake) -> dict[str, Any]:
+    return {
+        "mistakes": list(found.mistakes),
+        "says": list(found.says),
+        "lessons": list(found.lessons),
+        "or_says": list(found.or_says),
+        "through": found.through,
+        "checks": found.checks,
     }
 
 

@@ -6,17 +6,19 @@ the tracker, which are slower and can be made again, come after.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import attempts, cases, runner, standing, tracker
+from . import attempts, cases, likely, runner, standing, tracker
 from .catalog import Course, Day
 from .clone import Clone
 from .errors import CourseError
-from .report import DayReport, Outcome, Verdict
+from .report import DayReport, LikelyMistake, Outcome, Verdict
 
 if TYPE_CHECKING:
     from .strict import Strict
@@ -45,6 +47,8 @@ class Listener(Protocol):
     def event(self, event: runner.Event) -> None: ...
     def end(self, day: Day, report: DayReport, so_far: standing.Standing | None) -> None: ...
     def broken(self, day: Day, report: DayReport) -> None: ...
+    def looking(self, done: int, total: int) -> None: ...
+    def likely(self, day: Day, found: Sequence[LikelyMistake]) -> None: ...
     def notice(self, text: str) -> None: ...
 
 
@@ -65,12 +69,29 @@ class Graded:
 def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, listener: Listener) -> Graded:
     """Grade `days` in order, record each, and tell the listener. Stops after an interruption."""
     graded = Graded()
+    with tempfile.TemporaryDirectory(prefix="tinyllm-") as folder:
+        _grade_days(clone, course, days, options, listener, graded, Path(folder))
+    if options.recorded:
+        tracker.update(clone, course)
+    return graded
+
+
+def _grade_days(
+    clone: Clone,
+    course: Course,
+    days: Sequence[Day],
+    options: Options,
+    listener: Listener,
+    graded: Graded,
+    folder: Path,
+) -> None:
     for day in days:
         listener.begin(day)
         hashes = standing.exercise_hashes(clone, course)  # of what is graded, not of an edit meanwhile
         began = time.time()
+        witness = folder / f"{day.name}.jsonl"
         with ExitStack() as later:  # at its end the child has written what failed
-            report = _grade_one(clone, course, day, options, listener, later)
+            report = _grade_one(clone, course, day, options, listener, later, witness)
             graded.reports.append(report)
             event = _record(clone, course, report, options, hashes)
             so_far = _standing(clone, course, day) if event else None
@@ -79,18 +100,37 @@ def grade(clone: Clone, course: Course, days: Sequence[Day], options: Options, l
                 _keep_snapshot(clone, event, report, so_far, listener)
         if event:
             _keep_cases(clone, course, day, report, options, began)
+        if report.verdict is Verdict.NOT_PASSED:
+            graded.reports[-1] = _look_for_mistakes(clone, day, report, witness, event, listener)
         if report.verdict is Verdict.INTERRUPTED:
             break
     else:
         if options.recorded and options.only_task is None and options.strict is None:
             graded.broken = _regrade_changed(clone, course, days, options, listener)
-    if options.recorded:
-        tracker.update(clone, course)
-    return graded
+
+
+def _look_for_mistakes(
+    clone: Clone, day: Day, report: DayReport, witness: Path, event: dict | None, listener: Listener
+) -> DayReport:
+    """The report with the likely mistakes, which the listener is told and the log keeps."""
+    try:
+        found = likely.explain(clone, day, report, witness, listener.looking)
+    except KeyboardInterrupt:  # the verdict stands; only this is given up
+        found = ()
+    listener.likely(day, found)
+    if found and event:
+        attempts.append(clone, attempts.likely_event(found, day=day.id, attempt=event["id"]))
+    return replace(report, likely=found)
 
 
 def _grade_one(
-    clone: Clone, course: Course, day: Day, options: Options, listener: Listener, later: ExitStack
+    clone: Clone,
+    course: Course,
+    day: Day,
+    options: Options,
+    listener: Listener,
+    later: ExitStack,
+    witness: Path,
 ) -> DayReport:
     if options.strict is not None:
         return options.strict.grade(
@@ -111,6 +151,7 @@ def _grade_one(
         on_event=listener.event,
         cases="keep" if options.recorded else "",
         later=later,
+        witness=witness,
         **options.how,
     )
 

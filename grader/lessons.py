@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .attempts import Event, Hint
 from .catalog import Day, Task
-from .errors import SpecError
+from .errors import SpecError, UsageError
 
 
 def text(day: Day) -> str:
@@ -16,6 +16,29 @@ def text(day: Day) -> str:
         return day.lesson.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{day.name} has no lesson that can be read: {error.strerror}.") from None
+
+
+def section(day: Day, heading: str) -> str:
+    """The section of the lesson whose heading is, or else holds, this text; with the sections below it.
+
+    Raises UsageError naming the headings there are when none does.
+    """
+    lines = text(day).splitlines()
+    headings: list[tuple[int, int, str]] = []  # line, level, text
+    in_code = False
+    for number, line in enumerate(lines):
+        in_code ^= line.lstrip().startswith(("```", "~~~"))
+        level = len(line) - len(line.lstrip("#"))
+        if level and not in_code and line[level : level + 1] == " ":
+            headings.append((number, level, line[level:].strip()))
+    wanted = heading.strip().lower()
+    fits = [h for h in headings if h[2].lower() == wanted] or [h for h in headings if wanted in h[2].lower()]
+    if not fits or not wanted:
+        known = "; ".join(h[2] for h in headings[1:])
+        raise UsageError(f"{day.name}'s lesson has no section '{heading}'. Sections: {known}")
+    first, level, _ = fits[0]
+    last = next((n for n, other, _ in headings if n > first and other <= level), len(lines))
+    return "\n".join(lines[first:last]).rstrip() + "\n"
 
 
 @dataclass(frozen=True)

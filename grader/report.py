@@ -151,6 +151,19 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class LikelyMistake:
+    """A mistake that gives just the outputs that a failing task gave, or two made at once."""
+
+    task: int
+    mistakes: tuple[str, ...]  # ids of misconceptions of the day
+    says: tuple[str, ...]  # a sentence for each
+    lessons: tuple[str, ...]  # headings of the lesson that explain them
+    or_says: tuple[str, ...]  # sentences of others that the task's checks cannot tell from it
+    through: int | None  # the task whose code holds it, where that is another one
+    checks: int  # failing checks that it explains: all there are
+
+
+@dataclass(frozen=True)
 class DayReport:
     """One grading of one day."""
 
@@ -166,6 +179,7 @@ class DayReport:
     files: dict[str, str] = field(default_factory=dict)  # relative path -> content hash
     problem: str = ""  # why the verdict is ENVIRONMENT or INTERRUPTED
     tampering: tuple[Tampering, ...] = ()  # why it is REFUSED
+    likely: tuple[LikelyMistake, ...] = ()  # looked for after the verdict
 
     @property
     def expected(self) -> int:

@@ -104,6 +104,7 @@ def grade(
     shares: Sequence[Collection[int]] = (),
     stop: Callable[[], bool] = lambda: False,
     strict: Strict | None = None,
+    witness: Path | None = None,
 ) -> DayReport:
     """Grade one day and report.
 
@@ -116,6 +117,7 @@ def grade(
     first_tasks: whose checks run before the others'. shares: tasks that go to a child each, side by side.
     stop: asked all the time; True ends the grading in `Cancelled`, and there is no report.
     strict: watch for what makes the result worthless; the verdict is REFUSED where there is any.
+    witness: a file to which the child appends what each failing check saw last (witness.py).
     Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
@@ -128,6 +130,7 @@ def grade(
     run.launch, run.first_tasks, run.stop = launch, tuple(first_tasks), stop
     run.shares = tuple(frozenset(s) for s in shares)
     run.strict = strict
+    run.witness = witness
     return run.report(tuple(d.id for d in borrow))
 
 
@@ -168,6 +171,7 @@ class _Run:
     borrowed: tuple[str, ...] = ()
     strict: Strict | None = None
     tampering: list[Tampering] = field(default_factory=list)
+    witness: Path | None = None
 
     planned: dict[str, tuple[int, str]] = field(default_factory=dict)  # id -> (task, title), in order
     results: dict[str, CheckResult] = field(default_factory=dict)
@@ -356,6 +360,7 @@ class _Child:
             "borrowed": run.borrowed,
             "first_tasks": run.first_tasks,
             "share": sorted(share) if share is not None else None,
+            "witness": str(run.witness) if run.witness else "",
         }
         launch = run.launch
         if run.strict is not None:

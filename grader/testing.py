@@ -24,6 +24,7 @@ from .clone import find_clone
 from .loading import mlx_lm_module as mlx_lm_module  # for a day's tests
 from .report import Failure
 from .schedule_picture import schedule_text as schedule_text  # for a day's tests
+from .witness import Witness, exactly, witnessed
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -220,6 +221,7 @@ def every_case(
         try:
             run(case)
         except Exception as error:
+            check.witness.raised(error)  # where the first case that fails ends; what follows makes it smaller
             if not smallest:
                 until = time.process_time() + (shrink_seconds if _is_of_the_case(error) else 0)
             smallest[:] = [(case, error)]
@@ -260,16 +262,39 @@ def not_run_here(reason: str) -> None:
     pytest.skip(reason)
 
 
+def _allowed_by_close(
+    got: Any,
+    want: np.ndarray,
+    *,
+    dtype: mx.Dtype,
+    terms: int,
+    roundings: int = 8,
+    magnitude: float | np.ndarray | None = None,
+    **told: Any,
+) -> tuple[np.ndarray | float, float]:
+    """What `Check.close` lets the elements be off by, and the largest number of the right answer."""
+    want = np.asarray(want, dtype=np.float64)
+    size = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
+    allowed = tolerance(
+        dtype, terms=terms, roundings=roundings, magnitude=size if magnitude is None else magnitude
+    )
+    return np.broadcast_to(allowed, want.shape), size
+
+
 class Check:
-    """The comparisons. `ratios` holds, for the running check, largest error / tolerance of each one made."""
+    """The comparisons. `ratios` holds, for the running check, largest error / tolerance of each one made;
+    `witness` what the first one that did not hold was given."""
 
     def __init__(self) -> None:
         self.ratios: list[float] = []
+        self.witness = Witness()
 
     def begin(self) -> None:
         """Forget the comparisons of the check before."""
         self.ratios = []
+        self.witness.begin()
 
+    @witnessed(_allowed_by_close)
     def close(
         self,
         got: Any,
@@ -327,6 +352,7 @@ class Check:
                 **told,
             )
 
+    @witnessed(exactly)
     def exact(self, got: Any, want: Any, *, what: str, fact: str = "", why: str = "") -> None:
         """Compare with an expectation that has one right answer: a Python value, or an array (type, shape,
         dtype and every element; NaN never equals)."""
@@ -351,6 +377,7 @@ class Check:
                 **told,
             )
 
+    @witnessed(exactly)
     def ids(self, got: Any, want: np.ndarray, *, what: str, fact: str = "", why: str = "") -> None:
         """Compare token ids with the only right ones: an mx.array of integers, its shape, every id."""
         want = np.asarray(want)
@@ -365,6 +392,7 @@ class Check:
                 **told,
             )
 
+    @witnessed(exactly)
     def draws(
         self,
         got: Any,
@@ -434,6 +462,7 @@ class Check:
                 **told,
             )
 
+    @witnessed(exactly)
     def raises(
         self, error: type[BaseException], call: Callable[[], Any], *, what: str, why: str = ""
     ) -> None:
@@ -450,6 +479,7 @@ class Check:
             got=f"returned {_short(result)}",
         )
 
+    @witnessed(exactly)
     def unchanged(self, before: np.ndarray, array: mx.array, *, what: str, fact: str = "") -> None:
         """The learner's code must leave its caller's array as it was."""
         self.ratios.append(0.0)

@@ -48,6 +48,13 @@ class Tree(importlib.abc.MetaPathFinder):
         self.overlays = dict(overlays)
         self._files.clear()
 
+    def uninstall(self) -> None:
+        """Forget the tree's modules: another state of it can be installed then."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        for name in [n for n in sys.modules if n == self.package or n.startswith(self.package + ".")]:
+            del sys.modules[name]
+
     def kernels(self, only: Collection[str]) -> Kernels:
         """The tree's C++ kernels, overlays in place; `only` these files of its kernels folder are compiled.
 

@@ -25,6 +25,8 @@ from . import sanitize as sanitize_
 from . import stubs as stubs_
 from . import verify as verify_
 
+SHOWN_SILENT = 12  # names of misconceptions that the search for likely mistakes does not find
+
 
 class _Commands(click.Group):
     """Ends in a course error's own sentence and exit code instead of a traceback."""
@@ -132,7 +134,7 @@ def verify(day: str, jobs: int, verbose: bool, third: int | None) -> None:
     clone, course = _load()
     proofs = _verify(clone, course, course.select(day), jobs, verbose=verbose, third=third)
     click.echo(verify_.closing(proofs))
-    _end(ci_.Result.of(p for proof in proofs for p in proof.problems))
+    _end(ci_.Result.of(_problems(proofs)))
 
 
 @main.command()
@@ -303,7 +305,20 @@ def _verify(
         for problem in proof.problems:
             click.echo(problem)
     click.echo(verify_.table(proofs))
+    named = verify_.naming_of(proofs)
+    click.echo(f"likely mistakes: {named}")
+    if verbose or len(named.silent) <= SHOWN_SILENT:
+        for mistake in named.silent:
+            click.echo(f"  nothing is said of {mistake}")
     return proofs
+
+
+def _problems(proofs: Sequence[verify_.Proof]) -> tuple[str, ...]:
+    found = [problem for proof in proofs for problem in proof.problems]
+    too_few = [p for p in verify_.naming_of(proofs).problems if p not in found]
+    for problem in too_few:
+        click.echo(problem)
+    return (*found, *too_few)
 
 
 class _Count:
@@ -325,7 +340,7 @@ def _verify_step(clone: Clone, course: Course, jobs: int) -> ci_.Result:
     third = _third_of(clone)
     click.echo(f"every third of the wrong solutions, from number {third} on; `verify` alone tries all")
     proofs = _verify(clone, course, course.days, jobs, third=third)
-    problems = tuple(problem for proof in proofs for problem in proof.problems)
+    problems = _problems(proofs)
     return ci_.Result(sum(p.passed for p in proofs), len(problems), problems)
 
 

@@ -23,6 +23,7 @@ CHILD_SIDE = frozenset(
     | {"guilt_child"}  # of `why`
     | {"boundary", "cases_child", "check_function", "repro", "story"}  # of failures that are kept
     | {"lines", "tracing_child"}  # of `trace`
+    | {"likely_child", "likeness", "witness"}  # of the likely mistake
     | {"speaker", "voice"}  # of `generate` and `chat`
     | {"serving_child"}  # of `serve`
     | {"strict_child", "strict_start"}  # of `--strict`

@@ -1,4 +1,4 @@
-"""Wrong solutions made from right ones: the source of a misconception, a cheat, a symbol that raises.
+"""Wrong solutions made from right ones: the source of a cheat, and of a symbol that raises.
 
 Everything here is text to text; verify.py grades what comes out.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..catalog import Misconception, Symbol
-from ..errors import SpecError
+from ..catalog import Symbol
 
 
 @dataclass(frozen=True)
@@ -99,15 +98,6 @@ def _raising(target):
 
 <name> = _raising(<name>)
 """
-
-
-def misconceived(source: str, mistake: Misconception) -> str:
-    """The reference module with the misconception's edit. Raises SpecError unless it fits in one place."""
-    count = source.count(mistake.find)
-    if count != 1:
-        times = "does not occur" if not count else f"occurs {count} times"
-        raise SpecError(f"misconception '{mistake.id}': its find text {times} in reference/{mistake.module}")
-    return source.replace(mistake.find, mistake.replace)
 
 
 def cheating(source: str, symbol: Symbol, cheat: Cheat) -> str:

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import edits
 from ..catalog import QUESTIONS, Day, Misconception, questions
 from ..clone import Clone
 from ..errors import SpecError
 from . import question_checks
-from .mutants import misconceived
 
 MISCONCEPTIONS = 4  # at least, a task
 HINTS = 3
@@ -77,7 +77,7 @@ def _edit_problem(clone: Clone, mistake: Misconception) -> str:
     path = clone.reference / mistake.module
     try:
         source = path.read_text(encoding="utf-8")
-        edited = misconceived(source, mistake)
+        edited = edits.misconceived(source, mistake)
     except FileNotFoundError:
         return f"misconception '{mistake.id}': reference/{mistake.module} does not exist"
     except SpecError as error:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from .. import runner
+from .. import edits, runner
 from ..catalog import Course, Day, Symbol, Task
 from ..clone import Clone
 from ..errors import SpecError
 from ..report import CheckResult, DayReport, Outcome, Verdict
-from . import mutants, stubs
+from . import mutants, naming, stubs
 
 REFERENCE_RATIO = 0.3  # of its tolerance is what the reference may use
 KILLING_RATIO = 10.0  # tolerances by which a misconception must be off
@@ -72,6 +72,7 @@ class Claim:
     only_task: int | None = None
     enough: Callable[[CheckResult], bool] = lambda check: False  # this check settles it: grade no further
     unmade: str = ""  # why there is nothing to grade: the claim does not hold
+    mistake: str = ""  # the misconception's id
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ class Proof:
     day: Day
     results: tuple[tuple[Claim, Finding], ...]
     seconds: float
+    naming: naming.Naming  # what a learner would be told of the misconceptions
 
     @property
     def problems(self) -> list[str]:
-        return [f"{self.day.name}, {claim.name}: {f.problem}" for claim, f in self.results if f.problem]
+        failed = [f"{self.day.name}, {claim.name}: {f.problem}" for claim, f in self.results if f.problem]
+        return failed + list(self.naming.wrong)
 
     @property
     def passed(self) -> int:
@@ -110,11 +113,12 @@ def verify_day(
     if third is not None:
         made = a_third(made, third)
     findings: dict[int, Finding] = {}
+    trials: list[naming.Trial] = []
     with tempfile.TemporaryDirectory(prefix="tinyllm-verify-") as folder:
         pool = ThreadPoolExecutor(jobs)
         try:
             waiting = {
-                pool.submit(_settle, clone, course, day, claim, Path(folder) / str(number)): number
+                pool.submit(_settle, clone, course, day, claim, Path(folder) / str(number), trials): number
                 for number, claim in enumerate(made)
             }
             for done in as_completed(waiting):
@@ -124,15 +128,18 @@ def verify_day(
                 progress(len(findings), len(made))
         finally:
             pool.shutdown(cancel_futures=True)
+        named = naming.name(clone, day, trials, jobs=jobs)
     results = tuple((claim, findings[number]) for number, claim in enumerate(made))
-    return Proof(day, results, time.monotonic() - began)
+    return Proof(day, results, time.monotonic() - began, named)
 
 
 def default_jobs() -> int:
     return os.cpu_count() or 1
 
 
-def _settle(clone: Clone, course: Course, day: Day, claim: Claim, folder: Path) -> Finding:
+def _settle(
+    clone: Clone, course: Course, day: Day, claim: Claim, folder: Path, trials: list[naming.Trial]
+) -> Finding:
     if claim.unmade:
         return Finding(claim.unmade)
     overlays = {}
@@ -150,10 +157,13 @@ def _settle(clone: Clone, course: Course, day: Day, claim: Claim, folder: Path) 
         # The reference itself may take its time; a wrong solution that never ends may not.
         timeout=course.limits.check_seconds if overlays else None,
         enough=claim.enough,
+        witness=folder / "witness.jsonl" if claim.mistake else None,
     )
     # A wrong number of checks is a problem too, but only the reference's: the others are judged by what ran.
     if report.verdict is Verdict.INTERRUPTED or not _checks(report):
         return Finding(f"it could not be graded: {report.problem}")
+    if claim.mistake:
+        trials.append(naming.Trial(claim.mistake, report.tasks[0], folder / "witness.jsonl"))
     return claim.judge(report)
 
 
@@ -201,14 +211,15 @@ def _misconceptions(task: Task, sources: dict[str, str]) -> Iterator[Claim]:
     for mistake in task.misconceptions:
         changed, unmade = {}, ""
         try:
-            changed[mistake.module] = mutants.misconceived(sources[mistake.module], mistake)
+            changed[mistake.module] = edits.misconceived(sources[mistake.module], mistake)
         except SpecError as error:
             unmade = error.message
         except KeyError:
             unmade = f"{mistake.module} is not among the day's modules"
         name = f"task {task.id}, misconception '{mistake.id}'"
+        # Every check is run, as after a learner's mistake, unless one hangs or ends the process.
         yield Claim(
-            Kind.MISCONCEPTION, name, changed, judge_misconception, task.id, _is_decisive, unmade=unmade
+            Kind.MISCONCEPTION, name, changed, judge_misconception, task.id, _is_fatal, unmade, mistake.id
         )
 
 
@@ -273,10 +284,7 @@ def judge_reference(report: DayReport) -> Finding:
 
 
 def judge_misconception(report: DayReport) -> Finding:
-    """Some check of its task is off by KILLING_RATIO tolerances, or fails an exact comparison.
-
-    Grading ends at the first that is; only what survives is judged by all of them.
-    """
+    """Some check of its task is off by KILLING_RATIO tolerances, or fails an exact comparison."""
     odd = _no_verdict(report)
     if odd:
         return odd
@@ -321,8 +329,8 @@ def _is_wrong(check: CheckResult) -> bool:
     return check.outcome in WRONG
 
 
-def _is_decisive(check: CheckResult) -> bool:
-    return _is_wrong(check) and _error(check) >= KILLING_RATIO
+def _is_fatal(check: CheckResult) -> bool:
+    return _is_wrong(check) and check.outcome is not Outcome.FAILED
 
 
 def _error(check: CheckResult) -> float:
@@ -346,7 +354,7 @@ def _no_verdict(report: DayReport) -> Finding | None:
 
 def table(proofs: Sequence[Proof]) -> str:
     """One line a day: checks, the reference's worst ratio, what was killed and how narrowly."""
-    rows = [("day", "checks", "reference", "misconceptions", "cheats", "taken away", "seconds")]
+    rows = [("day", "checks", "reference", "misconceptions", "named", "cheats", "taken away", "seconds")]
     for proof in proofs:
         reference = proof.of(Kind.REFERENCE)[0]
         killed = [f for f in proof.of(Kind.MISCONCEPTION) if not f.problem]
@@ -360,6 +368,7 @@ def table(proofs: Sequence[Proof]) -> str:
                 f"{_killed(proof, Kind.MISCONCEPTION)}, least {narrowly}"
                 if killed
                 else _killed(proof, Kind.MISCONCEPTION),
+                f"{proof.naming.named}/{proof.naming.total}",
                 _killed(proof, Kind.CHEAT),
                 _killed(proof, Kind.TAKEN_AWAY),
                 f"{proof.seconds:.0f}",
@@ -374,6 +383,11 @@ def table(proofs: Sequence[Proof]) -> str:
 def _killed(proof: Proof, kind: Kind) -> str:
     findings = proof.of(kind)
     return f"{sum(not f.problem for f in findings)}/{len(findings)}"
+
+
+def naming_of(proofs: Sequence[Proof]) -> naming.Naming:
+    """What a learner would be told of the misconceptions, over all days."""
+    return sum((proof.naming for proof in proofs), naming.Naming())
 
 
 def closing(proofs: Sequence[Proof]) -> str:

@@ -5,14 +5,15 @@ stands behind it. A transformer does it with two heads in a row (Elhage et al. 2
 for Transformer Circuits"; Olsson et al. 2022, "In-context Learning and Induction Heads"):
 
     heads that look back   write into each place which words stand one, two and three places before it
-    a head that finds      looks for the place before which the words stand that stand here, and copies its word
+    a head that finds      looks for the place that has the same words before it as this one, and copies
+                           what stands there
 
 Neither is of use without the other, so from random parameters gradients hardly point at them: in 8 million
-tokens the model learnt to tell from a question what kind of sentence answers it, and chose among those of that
-kind by chance. Here both stand in the first two layers from the start, made of random directions and no
+tokens the model learnt to tell from a question what kind of sentence answers it, and chose among those of
+that kind by chance. Here both stand in the first two layers from the start, made of random directions and no
 knowledge of any word, and training sharpens them.
 
-Letters: E hidden size, D head dim, H_q query heads, H key/value heads, R numbers by which a word is recognised.
+Letters: E hidden size, D head dim, H_q query heads, H key/value heads, R numbers that stand for a word.
 """
 
 from __future__ import annotations
