@@ -96,7 +96,8 @@ def start_child(
 
 
 def isolated(script: Path) -> Launch:
-    """A Launch that runs `script` in the module's place, by an isolated Python without site-packages' start-up
+    """A Launch that runs `script` in the place of the module, by an isolated Python without site-packages'
+    start-up
     files. The script reads the job from the file descriptor it is given: a command line can be read by all
     that runs on the machine."""
 
