@@ -5,14 +5,15 @@ stands behind it. A transformer does it with two heads in a row (Elhage et al. 2
 for Transformer Circuits"; Olsson et al. 2022, "In-context Learning and Induction Heads"):
 
     heads that look back   write into each place which words stand one, two and three places before it
-    a head that finds      looks for the place before which the words stand that stand here, and copies its word
+    a head that finds      looks for the place that has the same words before it as this one, and copies
+                           what stands there
 
 Neither is of use without the other, so from random parameters gradients hardly point at them: in 8 million
-tokens the model learnt to tell from a question what kind of sentence answers it, and chose among those of that
-kind by chance. Here both stand in the first two layers from the start, made of random directions and no
+tokens the model learnt to tell from a question what kind of sentence answers it, and chose among those of
+that kind by chance. Here both stand in the first two layers from the start, made of random directions and no
 knowledge of any word, and training sharpens them.
 
-Letters: E hidden size, D head dim, H_q query heads, H key/value heads, R numbers by which a word is recognised.
+Letters: E hidden size, D head dim, H_q query heads, H key/value heads, R numbers that stand for a word.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import mlx.core as mx
 
 from .gpt import GPTConfig, Parameters
 
-REACH = 150  # tokens; pairs of features that RoPE turns by less than a radian over this distance tell words apart
+REACH = (
+    150  # tokens; pairs of features that RoPE turns by less than a radian over this distance tell words apart
+)
 FAST = 0.1  # radians a token; pairs that turn faster tell distances apart
 LOOK_BACK = (1, 2, 3)  # places; a query head of layer 0 for each
 SHARPNESS = 15.0  # score of the place looked back at
@@ -122,8 +125,8 @@ def _frequency(config: GPTConfig, pair: int) -> float:
 def _look_back(config: GPTConfig, distance: int) -> tuple[mx.array, mx.array]:
     """Biases of a query and a key head, (D,) each, whose score is highest for the key `distance` places back.
 
-    RoPE turns a pair by its position times its frequency f, so two equal pairs r places apart have the product
-    cos(r f). With the query's turned back by distance * f the product is cos((r - distance) f).
+    RoPE turns a pair by its position times its frequency f, so two equal pairs r places apart have the
+    product cos(r f). With the query's turned back by distance * f it is cos((r - distance) f).
     """
     D = config.head_dim
     fast = [i for i in range(D // 2) if _frequency(config, i) > FAST]
