@@ -182,7 +182,12 @@ def test_consistent_stories_have_no_faults(story: str) -> None:
         (STUCK, "got the kite", "got the bell", "no bell has been mentioned"),
         (STUCK, "Anna thanked Ben", "Anna thanked Zoe", "Zoe has not been introduced"),
         (STUCK, "Anna thanked Ben", "Anna sang to Ben", "not a sentence of these stories"),
-        (STUCK, "Anna thanked Ben the cat.", "Anna thanked Ben the cat. Anna thanked Ben the cat.", "a sentence is told twice"),
+        (
+            STUCK,
+            "Anna thanked Ben the cat.",
+            "Anna thanked Ben the cat. Anna thanked Ben the cat.",
+            "a sentence is told twice",
+        ),
         (SHARED, "had four plums", "had five plums", "Tom has 4 plums"),
         (SHARED, "gave three", "gave nine", "Tom has 7 plums"),
         (SHARED, "Mia the girl", "Mia the boy", "Mia is not a boy"),
