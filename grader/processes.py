@@ -96,10 +96,11 @@ def start_child(
 
 
 def isolated(script: Path) -> Launch:
-    """A Launch that runs `script` in the place of the module, by an isolated Python without site-packages'
-    start-up
-    files. The script reads the job from the file descriptor it is given: a command line can be read by all
-    that runs on the machine."""
+    """A Launch that runs `script`, by an isolated Python without site-packages' start-up files.
+
+    The script reads the job from the file descriptor that it is given: a command line can be read by all that
+    runs on the machine.
+    """
 
     def launch(
         module: str, job: Mapping[str, Any], *, output: int, pass_fds: Sequence[int], token: str, cwd: str
