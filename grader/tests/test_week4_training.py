@@ -304,14 +304,16 @@ def test_a_model_is_born_with_heads_that_look_words_up(name: str) -> None:
     assert said_again(born, model) > 0.6
     assert {n: p.shape for n, p in born.items()} == model.shapes()
     changed = {n for n in plain if not mx.array_equal(plain[n], born[n])}
-    assert changed and all("layers.0.self_attn" in n or "layers.1.self_attn" in n for n in changed)
+    assert changed
+    assert all("layers.0.self_attn" in n or "layers.1.self_attn" in n for n in changed)
 
 
 def test_a_word_without_its_space_begins_near_the_one_with_it(tokenizer_folder: Path) -> None:
     trained = tokenizer.load(tokenizer_folder)
     twins = tokenizer.twins(trained)
     named = {trained.id_to_token(a): trained.id_to_token(b) for a, b in twins.items()}
-    assert named["The"] == "\u0120The" and not any(word.startswith("\u0120") for word in named)
+    assert named["The"] == "\u0120The"
+    assert not any(word.startswith("\u0120") for word in named)
     plain = gpt.init_parameters(MODEL, seed=0)
     name = "model.embed_tokens.weight"
     before, after = (np.array(p[name]) for p in (plain, induction.with_twins(plain, twins, seed=0)))

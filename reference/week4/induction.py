@@ -25,9 +25,7 @@ import mlx.core as mx
 
 from .gpt import GPTConfig, Parameters
 
-REACH = (
-    150  # tokens; pairs of features that RoPE turns by less than a radian over this distance tell words apart
-)
+REACH = 150  # tokens; pairs of features that RoPE turns by less than a radian over it tell words apart
 FAST = 0.1  # radians a token; pairs that turn faster tell distances apart
 LOOK_BACK = (1, 2, 3)  # places; a query head of layer 0 for each
 SHARPNESS = 15.0  # score of the place looked back at
@@ -80,8 +78,9 @@ def with_induction(parameters: Parameters, config: GPTConfig, seed: int) -> Para
         # A normed token has length sqrt(E), and `word` reads sqrt(R) of it; it is written with length 1.
         change(0, "o_proj.weight", head, at_features(read[distance]).T / math.sqrt(R))
     for kv_head in range(config.num_key_value_heads):
-        # "the price of the kite is 7": what stands behind the 7 is looked for with "is 7", behind "is" with
-        # "kite is". Each distance has a rotation of its own, so that "is kite" is something else.
+        # In "the price of the kite is seven" the place of "seven" is known by "the kite is", and whoever has
+        # just written "the kite is" asks for that. Each distance has a rotation of its own, so that "is kite"
+        # is something else.
         turns = [_orthonormal(k, R) for k in mx.random.split(keys[2 + kv_head], len(distances))]
         known_by = sum(turn @ read[d] for turn, d in zip(turns, distances, strict=True))
         asks_for = sum(turn @ read[d - 1] for turn, d in zip(turns, distances, strict=True))
