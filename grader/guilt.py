@@ -127,12 +127,13 @@ def worth_asking(day: Day, results: Iterable[Tried]) -> bool:
     return bool(day.builds_on) and any(r.outcome in WRONG for r in results)
 
 
-def likely_mistake(day: Day, check: CheckResult) -> str:
-    """The sentence of the misconception that the guilty day's failing check points at; "" for none.
+def likely_mistake(report: DayReport, task: int) -> str:
+    """What is said of the likely mistake in a task of the guilty day, graded on its own; "" for nothing.
 
-    The one place where `why` asks: whatever names likely mistakes puts its sentence into the failure.
+    The one place where the answer gets the words behind its colon.
     """
-    return getattr(check.failure, "mistake", "") or ""
+    likely = [found for found in getattr(report, "likely", ()) if found.task == task]
+    return " ".join(likely[0].says) if likely else ""
 
 
 def label_of(days: Sequence[Day]) -> str:
@@ -428,9 +429,10 @@ class Inquiry:
             raise OutOfTime
 
         def enough(check: CheckResult) -> bool:
-            if deadline is not None and time.monotonic() > deadline:
-                return True
-            return check.outcome in WRONG and (not tasks or check.task in tasks)
+            if deadline is None:
+                return False
+            wanted = not tasks or check.task in tasks
+            return time.monotonic() > deadline or (check.outcome in WRONG and wanted)
 
         report = runner.grade(
             self.clone,
@@ -445,7 +447,7 @@ class Inquiry:
         wrong.sort(key=lambda c: c.task not in tasks)
         if not wrong and (report.ran < report.expected):
             raise OutOfTime
-        said = likely_mistake(day, wrong[0]) if wrong else ""
+        said = likely_mistake(report, wrong[0].task) if wrong else ""
         return OwnChecks(report.ran, wrong[0] if wrong else None, said)
 
 

@@ -87,7 +87,8 @@ def after_grading(
         except CourseError:
             return  # the grading has told what is wrong with this machine
         if found.kind is Kind.UNDECIDED:
-            screen.paragraph(f"Is an earlier day to blame? It takes a while to find out: {_command(day)}")
+            screen.paragraph("Is an earlier day to blame? It takes a while to find out:")
+            screen.labelled("next", f"tinyllm-grade why {day.name}", "bold")
         elif found.kind is Kind.OWN:
             names = _days_in_words([d for d in course.foundation(day) if d != day])
             screen.paragraph(
@@ -266,7 +267,9 @@ def _subject(culprit: Culprit) -> str:
 
 
 def _mistake(culprit: Culprit) -> str:
-    return culprit.own.mistake if culprit.own else ""
+    """What is said of the likely mistake, as it stands behind a colon."""
+    said = culprit.own.mistake if culprit.own else ""
+    return said[:1].lower() + said[1:] if said.startswith("This ") else said
 
 
 def _ended(text: str) -> str:
@@ -288,10 +291,6 @@ def _listed(items: Sequence[str], last: str = " and ") -> str:
 
 def _days_in_words(days: Sequence[Day]) -> str:
     return f"day {days[0].id}" if len(days) == 1 else "the earlier days"
-
-
-def _command(day: Day) -> str:
-    return f"tinyllm-grade why {day.name}"
 
 
 # ---- as JSON
