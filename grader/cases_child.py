@@ -24,8 +24,19 @@ import pytest
 from . import cases
 from .boundary import Boundary, Moment, TooMuch
 from .plugin import check_id
+from .recording import arrays_in
 from .report import CheckResult, Failure, Frame, Outcome
-from .story import MOST_BYTES, NotStorable, Player, Writer, kind_of, packed, source, unpacked
+from .story import (
+    MOST_BYTES,
+    NotStorable,
+    Player,
+    Writer,
+    kind_of,
+    packed,
+    parameter_names,
+    source,
+    unpacked,
+)
 from .testing import CheckFailed, check
 
 if TYPE_CHECKING:
@@ -225,16 +236,13 @@ def _got(moment: Moment, arrays: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def loose(moment: Moment, boundary: Boundary) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The arrays of the call that failed, or of the last one, and what was expected, as far as they fit."""
-    from .recording import arrays_in
-    from .story import _parameter_names
-
     found: dict[str, Any] = {}
     notes: dict[str, dict[str, Any]] = {}
     calls = [e for e in moment.events if hasattr(e, "callee")]
     call = moment.call or (calls[-1] if calls else None)
     if call is not None:
         args, kwargs = call.values
-        named = [*zip(_parameter_names(call), args, strict=False), *kwargs.items()]
+        named = [*zip(parameter_names(call), args, strict=False), *kwargs.items()]
         for name, value in named:
             inside = arrays_in(value)
             for i, array in enumerate(inside):

@@ -8,6 +8,7 @@ NotStorable, with what that was.
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -76,7 +77,7 @@ class Writer:
         for position in positions:
             call = self._calls[position]
             (args, kwargs), (old_args, old_kwargs) = (call.args, call.kwargs), call.values
-            names = _parameter_names(call)
+            names = parameter_names(call)
             step = {
                 "callee": self._callee(call.callee, position),
                 "args": [
@@ -319,13 +320,15 @@ def _dtype_of(array: Any) -> str:
     return dtype_name(array.dtype) if isinstance(array, mx.array) else str(array.dtype)
 
 
-def _parameter_names(call: Call) -> list[str]:
+def parameter_names(call: Call) -> list[str]:
     """A name for each positional argument: the parameter's own where that is known."""
     try:
         parameters = list(inspect.signature(call.function).parameters.values())
     except (TypeError, ValueError):
         parameters = []
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not names:  # a kernel: "axpby(x: mlx.core.array, y: mlx.core.array, alpha: float, ..."
+        names = re.findall(r"(\w+): ", (call.function.__doc__ or "").partition("\n")[0].partition(") ->")[0])
     if names and (call.callee.of is not None or _is_constructor(call)) and names[0] in ("self", "cls"):
         names = names[1:]
     return [*names, *(f"array_{i}" for i in range(len(names), len(call.args)))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from . import processes
 from .catalog import Course, Day, Task
 from .clone import Clone
-from .errors import EnvironmentFault, UsageError
+from .errors import CourseError, EnvironmentFault, UsageError
 
 POLL_SECONDS = 0.1
+MOST_SECONDS = 60.0  # for the learner's code
 YOURS = "running your code"  # the stage in which the learner's code runs
 
 
@@ -45,6 +47,12 @@ class Interrupted(Exception):
     """Ctrl-C, and the learner's line that was running, if one was."""
 
 
+class NoEnd(CourseError):
+    """The learner's code does not come to an end."""
+
+    exit_code = 1
+
+
 def trace(
     clone: Clone,
     course: Course,
@@ -55,10 +63,10 @@ def trace(
     check: str = "",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Trace:
-    """Follow one call. Raises UsageError, EnvironmentFault, and Interrupted on Ctrl-C."""
+    """Follow one call. Raises UsageError, EnvironmentFault, NoEnd, and Interrupted on Ctrl-C."""
     job = {"root": str(clone.root), "day": day.id, "task": task.id, "solution": solution, "check": check}
     child = processes.Child("tinyllm.grader.tracing_child", job, cwd=clone.root)
-    stage, found, problem = "starting", None, None
+    stage, found, problem, until = "starting", None, None, float("inf")
     tree = clone.tree(solution)
 
     def where(*, ask: bool) -> str:
@@ -74,10 +82,14 @@ def trace(
                     case "stage":
                         stage = event["name"]
                         on_stage(stage)
+                        until = time.monotonic() + MOST_SECONDS if stage == YOURS else float("inf")
                     case "problem":
                         problem = event
                     case "result":
                         found = event
+            if time.monotonic() > until and found is None:
+                place = where(ask=True) or "no line of yours"
+                raise NoEnd(f"Still running after {MOST_SECONDS:.0f} s, and stopped. It was at {place}.")
         if problem is not None:
             kind = UsageError if problem["usage"] else EnvironmentFault
             raise kind(problem["message"], next_step=problem["next_step"])

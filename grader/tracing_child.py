@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from .frames import source_line
 from .lines import Loop, Made, Node, Step, Traced, Tracer, Unevaluable, operands, statements_of
 from .plugin import Grading, NotThere, check_id
 from .recording import arrays_in
-from .story import NotStorable, Writer
+from .story import NotStorable, Writer, parameter_names
 from .testing import CheckFailed, as_float64, check, dtype_name
 from .tracing import YOURS
 from .trees import Tree
@@ -416,7 +417,7 @@ class Reference:
             for made in _made(run.traced.nodes):
                 self.named.setdefault(made.name, []).append(made.value)
             for traced in (run.traced, *run.traced.inner):
-                self.made += [*traced.given, *_made(traced.nodes)]
+                self.made += _made(traced.nodes)
 
     def has(self, value: Any) -> bool:
         """Whether some line of the reference's made the same array."""
@@ -470,18 +471,14 @@ class Rows:
 
     def outside(self, call: Call) -> None:
         """A call whose inside Python cannot see: what went in and came out."""
-        from .story import _parameter_names
-
         args, kwargs = call.values
-        for name, value in [*zip(_parameter_names(call), args, strict=False), *kwargs.items()]:
+        for name, value in [*zip(parameter_names(call), args, strict=False), *kwargs.items()]:
             self._value(Made(name, value), "given", line=0)
         if call.returned:
             self._value(Made("return", call.result), "value", line=0)
 
     def deepest(self, error: BaseException, grading: Grading) -> None:
         """Where in the learner's other functions it was raised, with the operands there."""
-        import traceback
-
         last = None
         for frame, line in traceback.walk_tb(error.__traceback__):
             if grading.tree.owns(frame.f_code.co_filename):

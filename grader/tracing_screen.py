@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def show(screen: Screen, found: Trace) -> None:
     screen.labelled("followed", place, indent=2)
     if found.native:
         screen.paragraph(
-            "It is no Python function: what went in and what came out is all there is to see.", indent=2
+            "It is written in C++: what went in and what came out is all there is to see.", indent=2
         )
     screen.line()
     parted = found.result not in ("", "same")
@@ -97,6 +98,4 @@ def _cut(text: str, width: int) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, width) or [""]
