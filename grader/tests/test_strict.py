@@ -55,14 +55,6 @@ def test_honest_work_passes(course: Toy) -> None:
     assert day["graded"] == ["exercises/week1/sums.py"]
 
 
-def test_wrong_work_fails_as_without_strict(course: Toy) -> None:
-    course.sums(double="return x * x")
-    code, value = strict(course)
-    (day,) = value["days"]
-    assert (code, day["verdict"]) == (1, "not passed")
-    assert day["tasks"][0]["results"][0]["failure"]["frames"][0]["path"] == "exercises/week1/sums.py"
-
-
 # ---- edited files and hooks: named, and nothing is run
 
 
@@ -283,27 +275,24 @@ def test_reading_the_course_and_starting_programs(course: Toy) -> None:
     found = placed(
         run_time(
             course,
-            "text = open('/proc/self/cmdline').read() + str(sys.argv)\n"
+            "text = str(sys.argv) + (open('/proc/self/cmdline').read() if sys.platform == 'linux' else '')\n"
             "    assert 'lifeline' not in text and len(text) < 400, text\n"
             f"    open({str(reference)!r}).read()\n    subprocess.run(['true'])\n    sys._getframe(1)",
             top="import subprocess, sys",
         )
     )
-    assert ("reference", SUMS, sums_line(course, "open(")) in found
+    assert ("reference", SUMS, sums_line(course, str(reference))) in found
     assert ("process", SUMS, sums_line(course, "subprocess.run(")) in found
     assert ("reaches", SUMS, sums_line(course, "_getframe")) in found
 
 
 def test_writing_to_the_pipe(course: Toy) -> None:
-    line = 'b\'{"event": "finish", "id": "x", "outcome": "passed"}\\n\''
-    body = f"for fd in range(3, 30):\n        try: os.write(fd, {line})\n        except OSError: pass"
-    found = placed(run_time(course, body, top="import os"))
-    assert {(kind, path) for kind, path, _ in found} == {("pipe", SUMS)}
-
-
-def test_forged_results_with_the_token_do_not_fit_in(course: Toy) -> None:
+    """Lines of any kind are noticed, and results with the right token do not fit in between."""
     body = (
-        "f = sys._getframe()\n"
+        "for fd in range(3, 30):\n"
+        '        try: os.write(fd, b\'{"event": "finish", "outcome": "passed"}\' + bytes([10]))\n'
+        "        except OSError: pass\n"
+        "    f = sys._getframe()\n"
         "    while f.f_code.co_name != 'main' or 'job' not in f.f_locals: f = f.f_back\n"
         "    job = f.f_locals['job']\n"
         "    import json\n"
@@ -312,8 +301,11 @@ def test_forged_results_with_the_token_do_not_fit_in(course: Toy) -> None:
         "        event['id'] = f'test_sums.py::test_double[{i}]'\n"
         "        os.write(job['events'], (json.dumps(event) + chr(10)).encode())"
     )
-    found = placed(run_time(course, body, top="import os\nimport sys"))
-    assert {kind for kind, _, _ in found} == {"pipe", "reaches"}
+    found = run_time(course, body, top="import os\nimport sys")
+    assert {t["kind"] for t in found} == {"pipe", "reaches"}
+    said = " ".join(t["what"] for t in found)
+    assert "something that is no event was written to the grader's pipe" in said
+    assert "a result that no check gave (finish)" in said
 
 
 def test_the_reference_itself_has_nothing_of_the_kind() -> None:
@@ -329,9 +321,13 @@ def test_the_reference_itself_has_nothing_of_the_kind() -> None:
 def test_a_submission_is_graded_with_this_clones_tests(course: Toy, tmp_path: Path) -> None:
     theirs = tmp_path / "their clone"
     shutil.copytree(course.root, theirs, ignore=shutil.ignore_patterns(".git"))
+    (theirs / "exercises/week1/sums.py").write_text(toy.SUMS.replace("x + x", "x * x"))
     course.write("exercises/week1/sums.py", toy.SUMS_STUB)
     code, value = strict(course, "--submission", str(theirs))
-    assert (code, value["days"][0]["verdict"]) == (0, "passed")
+    assert (code, value["days"][0]["verdict"]) == (1, "not passed")
+    wrong, right = value["days"][0]["tasks"]
+    assert right["outcome"] == "passed"
+    assert wrong["results"][0]["failure"]["frames"][0]["path"] == "exercises/week1/sums.py"
     assert not (course.root / "progress/attempts.jsonl").exists()
     (theirs / "checkpoints/day1_1/test_sums.py").write_text(toy.TESTS_1.replace("2 * x64", "x64"))
     assert findings(course, theirs) == [("edited", "checkpoints/day1_1/test_sums.py", 11)]
