@@ -42,7 +42,7 @@ MODEL = gpt.GPTConfig(
     intermediate_size=64,
 )
 CONFIG = training.TrainConfig(
-    steps=6, rows=2, length=192, warm_up=3, learning_rate=3e-3, accumulate=2, long_from=5, quantised_from=-1
+    steps=6, rows=2, length=192, warm_up=3, learning_rate=3e-3, accumulate=2, long_steps=1, quantised_from=-1
 )
 
 
@@ -386,6 +386,11 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[1000] == pytest.approx(0.1)
     assert rates[:100] == sorted(rates[:100])
     assert rates[100:] == sorted(rates[100:], reverse=True)
+    again = replace(config, steps=1600, restart=1000)
+    assert [training.learning_rate(again, s) for s in range(1000)] == rates[:1000]
+    assert training.learning_rate(again, 1099) == pytest.approx(0.5)
+    assert training.learning_rate(again, 1350) == pytest.approx(0.5 * (0.1 + 0.9 * 0.5))
+    assert training.learning_rate(again, 1600) == pytest.approx(0.05)
 
 
 def run(state: Any, config: Any, encode: Any) -> list[float]:
@@ -430,6 +435,7 @@ def test_a_save_that_was_cut_short_leaves_the_run_before_it(encode: Any, tmp_pat
 def test_a_few_steps_lower_the_loss(encode: Any) -> None:
     batch = data.Packer(encode, rows=2, length=192, split="held-out").next()
     state = training.State.fresh(MODEL, seed=0)
+    state.position = corpus.FIRST_NOTES  # the batch has all kinds
 
     def now() -> float:
         return float(training.loss(training.quantised(state.parameters), MODEL, batch).item())
@@ -442,7 +448,7 @@ def test_a_few_steps_lower_the_loss(encode: Any) -> None:
 
 
 def test_rows_get_longer_late_in_a_run(encode: Any) -> None:
-    config = replace(CONFIG, rows=8, long_from=7)
+    config = replace(CONFIG, rows=8, steps=8)
     short, late = (training.packer_of(config, step, encode) for step in (6, 7))
     late.position = corpus.FIRST_NOTES
     assert short.next().tokens.shape == (8, 192)

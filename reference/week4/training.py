@@ -21,10 +21,11 @@ from .parallel import ALONE, Group
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 6_000
+    steps: int = 8_000
+    restart: int = 6_000  # from this step on the schedule begins anew, with half the rate; -1: never
     rows: int = 2  # rows of a batch
     length: int = 256  # tokens of a row
-    long_from: int = 5_900  # from this step on the rows are 4 times as long, and 4 times as few; -1: never
+    long_steps: int = 100  # so many, at a schedule's end, have rows 4 times as long and 4 times as few
     accumulate: int = 2  # batches whose gradients make one step; the processes of a run share them
     learning_rate: float = 6e-4  # after the warm-up; twice that learns to find far later
     final_fraction: float = 0.05  # of learning_rate, at the last step
@@ -87,12 +88,25 @@ def quantised(parameters: Parameters) -> Parameters:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear up to config.learning_rate over the warm-up, then half a cosine down to its final fraction."""
-    if step < config.warm_up:
-        return config.learning_rate * (step + 1) / config.warm_up
-    done = (step - config.warm_up) / max(1, config.steps - config.warm_up)
+    """Linear up to config.learning_rate over the warm-up, then half a cosine down to its final fraction.
+
+    From config.restart on the same again, with half the rate: what the steps before have found is kept, and
+    what they had no time for is found (Loshchilov and Hutter 2017, "SGDR", warm restarts).
+    """
+    start, end = _cycle(config, step)
+    highest = config.learning_rate / 2 if start else config.learning_rate
+    if step - start < config.warm_up:
+        return highest * (step - start + 1) / config.warm_up
+    done = (step - start - config.warm_up) / max(1, end - start - config.warm_up)
     low = config.final_fraction
-    return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    return highest * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def _cycle(config: TrainConfig, step: int) -> tuple[int, int]:
+    """The steps, from the first to the one behind the last, of the schedule that `step` is in."""
+    if not 0 < config.restart < config.steps:
+        return 0, config.steps
+    return (0, config.restart) if step < config.restart else (config.restart, config.steps)
 
 
 def gradient_norm(gradients: Parameters) -> mx.array:
@@ -121,7 +135,8 @@ def adamw(state: State, gradients: Parameters, config: TrainConfig) -> None:
 
 
 def packer_of(config: TrainConfig, step: int, encode: Encode) -> Packer:
-    longer = 4 if 0 <= config.long_from <= step else 1
+    _, end = _cycle(config, step)
+    longer = 4 if step >= end - config.long_steps else 1
     return Packer(encode, max(1, config.rows // longer), config.length * longer, config.prompt_weight)
 
 
