@@ -208,21 +208,20 @@ def show_reasons(screen: Screen, asked: Asked) -> None:
     screen.labelled("why", asked.why, indent=2)
 
 
-def show_end(screen: Screen, sitting: Sitting, days: Sequence[Day]) -> None:
-    """How it went, how the days stand, and what to type next."""
+def show_end(screen: Screen, sitting: Sitting, days: Sequence[Day], name: str, *, kept: bool) -> None:
+    """How it went, how the days stand, and what to type next; `name` is what the learner called the days."""
     screen.line()
     left = len(sitting.items) - sitting.answered
-    kept = "; what you answered is kept" if sitting.ended and sitting.answered else ""
-    open_ones = f", {left} not asked yet{kept}" if left else ""
+    told = "; what you answered is kept" if kept and sitting.ended and sitting.answered else ""
+    open_ones = f", {left} not asked yet{told}" if left else ""
     screen.paragraph(f"{sitting.right} of {sitting.answered} right{open_ones}", "bold")
     for day in days:
         if day.id in sitting.mastery:
             right, of = sitting.mastery[day.id]
             screen.paragraph(f"{day.name}: {right} of {of} questions right when last answered", "dim")
     wrong = sum(i.answered and not (i.grade and i.grade.right) for i in sitting.items)
-    if wrong:
+    if wrong and kept:
         again = "The one that was wrong comes" if wrong == 1 else f"The {wrong} that were wrong come"
-        name = days[0].name if len(days) == 1 else "all"
         screen.paragraph(f"{again} first next time, with fresh numbers: tinyllm-grade quiz {name}")
 
 

@@ -363,6 +363,12 @@ def test_nothing_is_logged_without_progress(course: Toy) -> None:
     assert not attempts.log_path(course.clone).exists()
 
 
+def test_an_error_is_json_too(course: Toy) -> None:
+    done = _answers(course, "", "1.2", "--json")
+    assert json.loads(done.stdout)["error"] == "day1.2: no check questions yet."
+    assert done.returncode == 3
+
+
 def test_a_day_without_questions_says_so(course: Toy) -> None:
     done = _answers(course, "", "1.2")
     assert "day1.2: no check questions yet." in done.stderr
