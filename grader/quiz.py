@@ -6,6 +6,7 @@ answered wrong come first, then those never asked, then the others, the longest 
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 import sys
@@ -107,7 +108,9 @@ class Reader:
 
     def __init__(self, screen: Screen, stream: TextIO | None = None) -> None:
         self.screen = screen
-        self.stream = stream or sys.stdin
+        self.stream = stream or sys.stdin or io.StringIO()  # closed, it is like an empty one
+        if isinstance(self.stream, io.TextIOWrapper):
+            self.stream.reconfigure(errors="replace")
         self.terminal = self.stream.isatty() and screen.console.is_terminal
 
     def read(self, prompt: str) -> str:
