@@ -46,7 +46,7 @@ def for_day(course: Course, day: Day, report: DayReport) -> list[str]:
             if not later:
                 return ["That was the last day so far. Compare: tinyllm-grade diff " + day.name]
             lines = [f"compare: tinyllm-grade diff {day.name}   next day: tinyllm-grade read {later[0].name}"]
-            if day.question_ids:
+            if day.questions:
                 name = day.name
                 lines.append(
                     f"what stayed: tinyllm-grade quiz {name}   write it down: tinyllm-grade note {name}"

@@ -96,7 +96,7 @@ class Day:
     tasks: tuple[Task, ...]
     facts: tuple[Fact, ...]
     rules: tuple[Rule, ...]  # the course's and the day's own
-    question_ids: tuple[str, ...] = ()  # of its check questions, which `questions` reads
+    questions: tuple[str, ...] = ()  # ids of its check questions; the function `questions` reads them
     compared: Compared | None = None  # None: the day has no model whose passes could be set side by side
     packages: tuple[str, ...] = ()  # that this day's modules and checks may import beside what all may
     test_packages: tuple[str, ...] = ()  # that its checks alone may import
@@ -310,7 +310,7 @@ def _day(folder: Path, course_rules: tuple[Rule, ...], clone: Clone) -> Day:
         tasks=tasks,
         facts=tuple(_fact(f) for f in r.tables("facts", default=[])),
         rules=course_rules + tuple(_rule(x) for x in r.tables("forbids", default=[])),
-        question_ids=_question_ids(folder / QUESTIONS),
+        questions=_question_ids(folder / QUESTIONS),
         compared=_compared(r.inner("compare")),
         packages=r.strings("packages", default=()),
         test_packages=r.strings("test_packages", default=()),
@@ -464,7 +464,7 @@ def questions(clone: Clone, day: Day) -> tuple[Question, ...]:
     ids = [q.id for q in found]
     for name in {i for i in ids if ids.count(i) > 1}:
         reader.fail("questions", f"two are called '{name}'")
-    if tuple(ids) != day.question_ids:
+    if tuple(ids) != day.questions:
         reader.fail("questions", 'each table must begin with its id: [[questions]], then id = "..."')
     return found
 

@@ -1056,10 +1056,16 @@ def quiz(
     """
     from . import quiz_command
 
-    context = Context()
-    screen = Screen(stderr=True) if as_json else context.screen
-    options = quiz_command.Options(day, most, answers, seed, as_json, not no_progress)
-    sys.exit(quiz_command.run(context.clone, context.course, screen, options))
+    try:
+        context = Context()
+        screen = Screen(stderr=True) if as_json else context.screen
+        options = quiz_command.Options(day, most, answers, seed, as_json, not no_progress)
+        sys.exit(quiz_command.run(context.clone, context.course, screen, options))
+    except CourseError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps({"schema": 1, "exit_code": error.exit_code, "error": error.message}))
+        sys.exit(error.exit_code)
 
 
 @main.command()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import attempts, standing, tracker
 from .attempts import Attempt, Event, Hint
-from .catalog import Course, Day
+from .catalog import Course, Day, Task
 from .clone import Clone
 from .report import Outcome
 from .standing import Standing
@@ -84,7 +84,7 @@ def facts(day: Day, now: Standing, events: Sequence[Event]) -> str:
         lines.append(f"- **Mastery**: {_mastery(now)}")
     if now.looked is not standing.Looked.NO:
         lines.append(f"- **Reference**: looked at {now.looked.value}")
-    errors = _errors(day, graded)
+    errors = _errors(day, graded, own)
     if errors:
         lines += ["", "Errors met, the latest first:", "", *errors]
     return "\n".join([*lines, ""])
@@ -111,10 +111,23 @@ def _mastery(now: Standing) -> str:
     return f"{now.mastered} of {now.questions} questions right when last answered"
 
 
-def _errors(day: Day, graded: Sequence[Attempt]) -> list[str]:
+def named_mistakes(events: Sequence[Event], attempt: Attempt, task: Task) -> list[str]:
+    """What was said of the mistakes that were named for a task after an attempt (the log's "likely")."""
+    ids: set[str] = set()
+    for event in events:
+        if event.kind == "likely" and event.data.get("attempt") == attempt.id:
+            tasks = event.data.get("tasks")
+            found = tasks.get(str(task.id)) if isinstance(tasks, dict) else None
+            ids |= {i for i in found if isinstance(i, str)} if isinstance(found, list) else set()
+    return [m.says for m in task.misconceptions if m.id in ids]
+
+
+def _errors(day: Day, graded: Sequence[Attempt], own: Sequence[Event]) -> list[str]:
     """A line for each different failure: what it was, how often it was met, where it was last."""
     met: Counter[tuple[int, str]] = Counter()
     latest: dict[tuple[int, str], dict[str, str]] = {}
+    named: dict[tuple[int, str], list[str]] = {}
+    known = {t.id: t for t in day.tasks}
     for attempt in graded:
         for task, told in attempt.failures.items():
             if told.get("outcome") == Outcome.BLOCKED:
@@ -123,12 +136,15 @@ def _errors(day: Day, graded: Sequence[Attempt]) -> list[str]:
             met[key] += 1
             latest.pop(key, None)  # so that the order is that of the last time
             latest[key] = told
+            if task in known:
+                named[key] = named_mistakes(own, attempt, known[task]) or named.get(key, [])
     lines = []
     for (task, summary), told in list(reversed(latest.items()))[:MOST_ERRORS]:
         times = met[task, summary]
         often = "" if times == 1 else f", {times} times"
         at = f", at `{told['line']}`" if told.get("line") else ""
         lines.append(f"- task {task}{often}: {_plain(summary)} ({_plain(told.get('check', ''))}{at})")
+        lines += [f"  - {_plain(says)}" for says in named.get((task, summary), [])]
     more = len(latest) - MOST_ERRORS
     return [*lines, f"- and {more} more"] if more > 0 else lines
 

@@ -25,6 +25,7 @@ from .arithmetic import FormulaError, Value, evaluate, fill, show
 KINDS = ("choice", "number", "shape", "line")
 MOST_DRAWS = 5000  # ways in which one question can be drawn, so that all of them can be tried
 LETTERS = "abcdefgh"
+LONGEST_ANSWER = 200
 
 
 class Unreadable(ValueError):
@@ -93,6 +94,8 @@ class Asked:
 
     def grade(self, text: str) -> Grade:
         """Judge what was typed. Raises Unreadable when it is no answer at all."""
+        if len(text) > LONGEST_ANSWER:
+            raise Unreadable(f"That is longer than {LONGEST_ANSWER} characters.")
         return {"choice": _grade_choice, "number": _grade_number, "shape": _grade_shape, "line": _grade_line}[
             self.kind
         ](self, text.strip())

@@ -6,6 +6,7 @@ answered wrong come first, then those never asked, then the others, the longest 
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 import sys
@@ -107,7 +108,9 @@ class Reader:
 
     def __init__(self, screen: Screen, stream: TextIO | None = None) -> None:
         self.screen = screen
-        self.stream = stream or sys.stdin
+        self.stream = stream or sys.stdin or io.StringIO()  # closed, it is like an empty one
+        if isinstance(self.stream, io.TextIOWrapper):
+            self.stream.reconfigure(errors="replace")
         self.terminal = self.stream.isatty() and screen.console.is_terminal
 
     def read(self, prompt: str) -> str:
@@ -208,21 +211,20 @@ def show_reasons(screen: Screen, asked: Asked) -> None:
     screen.labelled("why", asked.why, indent=2)
 
 
-def show_end(screen: Screen, sitting: Sitting, days: Sequence[Day]) -> None:
-    """How it went, how the days stand, and what to type next."""
+def show_end(screen: Screen, sitting: Sitting, days: Sequence[Day], name: str, *, kept: bool) -> None:
+    """How it went, how the days stand, and what to type next; `name` is what the learner called the days."""
     screen.line()
     left = len(sitting.items) - sitting.answered
-    kept = "; what you answered is kept" if sitting.ended and sitting.answered else ""
-    open_ones = f", {left} not asked yet{kept}" if left else ""
+    told = "; what you answered is kept" if kept and sitting.ended and sitting.answered else ""
+    open_ones = f", {left} not asked yet{told}" if left else ""
     screen.paragraph(f"{sitting.right} of {sitting.answered} right{open_ones}", "bold")
     for day in days:
         if day.id in sitting.mastery:
             right, of = sitting.mastery[day.id]
             screen.paragraph(f"{day.name}: {right} of {of} questions right when last answered", "dim")
     wrong = sum(i.answered and not (i.grade and i.grade.right) for i in sitting.items)
-    if wrong:
+    if wrong and kept:
         again = "The one that was wrong comes" if wrong == 1 else f"The {wrong} that were wrong come"
-        name = days[0].name if len(days) == 1 else "all"
         screen.paragraph(f"{again} first next time, with fresh numbers: tinyllm-grade quiz {name}")
 
 

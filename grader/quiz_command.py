@@ -43,9 +43,8 @@ def run(clone: Clone, course: Course, screen: Screen, options: Options) -> int:
     first = days[0]
     title = f"{first.name}  {first.title}" if len(days) == 1 else f"{first.name} to {days[-1].name}"
     screen.line(title, "bold")
-    screen.paragraph(
-        f"{len(sitting.items)} questions. ? shows an answer, q stops; every answer is kept at once.", "dim"
-    )
+    kept = "every answer is kept at once" if options.record else "nothing is recorded"
+    screen.paragraph(f"{len(sitting.items)} questions. ? shows an answer, q stops; {kept}.", "dim")
     try:
         quiz.ask(clone, sitting, screen, reader, record=options.record)
     finally:
@@ -58,7 +57,8 @@ def run(clone: Clone, course: Course, screen: Screen, options: Options) -> int:
         )
         screen.paragraph(f"The same numbers again: --seed {sitting.seed}", "dim")
     else:
-        quiz.show_end(screen, sitting, days)
+        name = first.name if len(days) == 1 else options.day or "all"
+        quiz.show_end(screen, sitting, days, name, kept=options.record)
     if options.as_json:
         print(quiz.print_json(sitting))
     return sitting.exit_code

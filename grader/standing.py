@@ -252,7 +252,7 @@ class _Subject(NamedTuple):
     @staticmethod
     def of(day: Day) -> _Subject:
         tasks = {t.id: (t.title, t.checks) for t in day.tasks}
-        return _Subject(day.id, day.title, day.week, day.modules, tasks, day.question_ids)
+        return _Subject(day.id, day.title, day.week, day.modules, tasks, day.questions)
 
     @staticmethod
     def retired(day: str, events: Sequence[Event]) -> _Subject:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from . import attempts, lessons, standing, symbols, tutor_files
+from . import attempts, journal, lessons, standing, symbols, tutor_files
 from .attempts import Attempt, Event
 from .catalog import Course, Day, Fact, Task
 from .clone import Clone
@@ -243,6 +243,8 @@ def _failure(events: Sequence[Event], day: Day, task: Task) -> str:
             "fact": "the rule",
         }
         lines += [f"- {label}: {_one_line(told[key])}" for key, label in named.items() if told.get(key)]
+        mistakes = journal.named_mistakes(events, event, task)
+        lines += [f"- what the grader told them it may be: {_one_line(says)}" for says in mistakes]
         return "\n".join([*lines, ""])
     return ""
 

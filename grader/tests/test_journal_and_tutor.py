@@ -322,6 +322,20 @@ def test_install_in_a_linked_working_tree_and_without_git(
     assert (course.root / "AGENTS.md").is_file()
 
 
+def test_mistakes_that_were_named_stand_beside_the_failure(course: Toy) -> None:
+    attempt = failing(0)
+    attempts.append(course.clone, attempt)
+    named = {
+        **attempts.read_event("1.1"),
+        "event": "likely",
+        "attempt": attempt["id"],
+        "tasks": {"1": ["squares"]},
+    }
+    attempts.append(course.clone, named)
+    assert "  - This is what you get when you square." in write_page(course)
+    assert "told them it may be: This is what you get when you square." in brief(course)
+
+
 def test_log_lines_of_earlier_versions_are_read(course: Toy) -> None:
     line = failing(0)
     del line["failures"]

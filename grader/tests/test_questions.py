@@ -247,12 +247,15 @@ def test_the_same_seed_draws_the_same_and_others_draw_others() -> None:
     assert len({draw(question, str(n)).ask for n in range(30)}) > 5
 
 
+CLONE = Clone(ROOT)
+COURSE = catalog.load(CLONE)
+
+
 def _day(name: str) -> tuple[Clone, catalog.Day]:
-    clone = Clone(ROOT)
-    return clone, catalog.load(clone).day(name)
+    return CLONE, COURSE.day(name)
 
 
-@pytest.mark.parametrize("day", [d.id for d in catalog.load(Clone(ROOT)).days])
+@pytest.mark.parametrize("day", [d.id for d in COURSE.days])
 def test_every_right_answer_of_the_course_is_right_and_every_wrong_one_explained(day: str) -> None:
     clone, found = _day(day)
     for question in catalog.questions(clone, found):
@@ -361,6 +364,29 @@ def test_answers_are_shown_without_asking_or_logging(course: Toy) -> None:
 def test_nothing_is_logged_without_progress(course: Toy) -> None:
     _answers(course, "1\n", "1.1", "--no-progress")
     assert not attempts.log_path(course.clone).exists()
+
+
+def test_odd_input_is_no_answer_and_no_traceback(course: Toy) -> None:
+    lines = b"\xff\xfe\n" + b"9" * 5000 + b"\n" + b"(" * 150 + b"\n1e999\n"
+    for stdin in (lines, None):
+        done = subprocess.run(
+            [*toy.PROGRAM, "quiz", "1.1", "-n", "2"],
+            cwd=course.root,
+            env=course.environment(),
+            input=lines if stdin else None,
+            stdin=None if stdin else subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr == b""
+
+
+def test_an_error_is_json_too(course: Toy) -> None:
+    done = _answers(course, "", "1.2", "--json")
+    assert json.loads(done.stdout)["error"] == "day1.2: no check questions yet."
+    assert done.returncode == 3
 
 
 def test_a_day_without_questions_says_so(course: Toy) -> None:
