@@ -20,7 +20,7 @@ from .stubs import NOT_COPIED
 CHILD_SIDE = frozenset(
     {"child", "faults", "frames", "plugin", "testing", "tripwires"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
-    | {"boundary", "cases_child", "check_function", "repro", "story"}  # of failures that are kept
+    | {"boundary", "cases_child", "check_function", "picks", "repro", "story"}  # of failures that are kept
     | {"lines", "tracing_child"}  # of `trace`
     | {"speaker", "voice"}  # of `generate` and `chat`
     | {"serving_child"}  # of `serve`

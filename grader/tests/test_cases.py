@@ -28,7 +28,7 @@ builds_on = ["1.1"]
 id = 1
 title = "store"
 goal = "Keep what comes."
-checks = 9
+checks = 10
 symbols = ["Store", "add_all", "adder", "pieces"]
 hints = ["What is kept?", "A list keeps.", "Look at append."]
 """
@@ -36,7 +36,7 @@ hints = ["What is kept?", "A list keeps.", "Look at append."]
 TESTS = '''
 import mlx.core as mx
 import numpy as np
-from tinyllm.grader.testing import check, sample, task
+from tinyllm.grader.testing import check, every_case, sample, task
 
 
 class Turn:
@@ -101,6 +101,16 @@ def test_derived(solution):
     """what the check makes of several results"""
     got = [int(p.item()) for p in solution.pieces(mx.array([1, 2]))]
     check.exact(got, [1, 2], what="list(pieces([1, 2]))")
+
+@task(1)
+def test_random(solution):
+    """random numbers in pieces"""
+
+    def run(numbers):
+        got = [int(p.item()) for p in solution.pieces(mx.array(numbers))]
+        check.exact(got, numbers, what=f"list(pieces({numbers}))")
+
+    every_case(lambda pick: pick.several(lambda p: p(0, 9), 1, 6), run, examples=30)
 
 @task(1)
 def test_killed(solution):
@@ -186,7 +196,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     course.write("exercises/week1/store.py", wrong())
     done = course.grade("day1.2")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "0 of 9 checks passed" in done.stdout
+    assert "0 of 10 checks passed" in done.stdout
     assert "tinyllm-grade trace day1.2 --task 1" in done.stdout
     assert "tinyllm-grade replay day1.2 --task 1" in done.stdout
     return course
@@ -222,8 +232,10 @@ def test_every_failing_check_leaves_a_case(failed: Toy) -> None:
         "test_unchanged": "",
         "test_error": "",
         "test_derived": "the check compares what it makes of the results",
+        "test_random": "the check compares what it makes of the results",
         "test_killed": "it ended the process",
     }
+    assert kept(failed, "test_random").picks == [2, 0, 1]  # two numbers, 0 and 1
     assert found[0].elements == 0  # Store(0) takes no arrays: the smallest comes first
     for case in found:
         assert set(case.data["versions"]) >= {"python", "mlx", "mlx-lm", "os"}
@@ -284,12 +296,14 @@ def test_a_check_that_ends_the_process_runs_by_itself(failed: Toy) -> None:
     done = run(failed, kept(failed, "test_derived"))
     assert done.returncode == 1
     assert "The result is not the expected one." in done.stdout
+    done = run(failed, kept(failed, "test_random"))
+    assert "checked    list(pieces([0, 1]))" in done.stdout
 
 
 def test_replay_and_trace(failed: Toy) -> None:
     done = failed.grade("replay", "--task", "1", "-v")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "9 of 9 still fail" in done.stdout
+    assert "10 of 10 still fail" in done.stdout
     assert "error: the sizes" not in done.stdout
     assert re.search(r"python -m pdb -c 'until \d+'", done.stdout)
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -314,7 +328,7 @@ def test_replay_and_trace(failed: Toy) -> None:
 
 def test_what_passes_is_forgotten(failed: Toy) -> None:
     failed.write("exercises/week1/store.py", STORE)
-    assert "1 of 9 still fail" in failed.grade("replay", "day1.2").stdout
+    assert "1 of 10 still fail" in failed.grade("replay", "day1.2").stdout
     done = run(failed, kept(failed, "test_own_object"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passes now" in done.stdout
