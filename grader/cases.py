@@ -66,6 +66,11 @@ class Kept:
         return self.data["story"] is not None
 
     @property
+    def picks(self) -> list[int] | None:
+        """What leads to the smallest of a check's random cases."""
+        return self.data.get("picks")
+
+    @property
     def program(self) -> Path:
         return self.folder / PROGRAM
 
@@ -149,8 +154,10 @@ def describe(
     reason: str = "",
     arrays: Mapping[str, Any] | None = None,
     borrowed: Sequence[str] = (),
+    picks: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """What case.json holds. `arrays`: shape, dtype and seed of each. `reason`: why there is no story."""
+    """What case.json holds. `arrays`: shape, dtype and seed of each. `reason`: why there is no story.
+    `picks`: what was picked for the smallest of random cases."""
     noted = dict(arrays or {})
     inputs = [n for k, n in noted.items() if not n.get("output")]
     count = sum(_product(n["shape"]) for n in inputs)
@@ -169,6 +176,7 @@ def describe(
         "borrowed": list(borrowed),
         "versions": versions(),
         "reason": reason,
+        "picks": picks,
         "story": story,
     }
 

@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from . import cases
+from . import picks as picks_
 from .boundary import Boundary, Moment, TooMuch
 from .plugin import check_id
 from .recording import arrays_in
@@ -42,7 +43,7 @@ from .testing import CheckFailed, check
 if TYPE_CHECKING:
     from .plugin import Grading
 
-SLOW_SECONDS = 1.0  # a check that takes longer is not run again
+SLOW_SECONDS = 2.0  # a check that takes longer is not run again
 ALL_SECONDS = 5.0  # for all of a day's
 
 
@@ -54,6 +55,7 @@ class Failed:
     function: Callable[..., None]
     given: dict[str, Any]  # the parameters; without the fixtures
     plain: bool  # whether it takes `solution` alone besides them
+    seconds: float  # of processor time, which is the same however busy the machine is
 
 
 class RecordedSolution:
@@ -78,6 +80,12 @@ class Keeper:
         self.grading = grading
         self.borrowed = borrowed
         self.failed: list[Failed] = []
+        self._began = 0.0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Generator[None, None, None]:
+        self._began = time.process_time()
+        return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -86,30 +94,30 @@ class Keeper:
         report = yield
         found = self.grading.result_of(item)
         if call.when == "call" and found is not None and found["outcome"] == Outcome.FAILED:
-            failed = failed_check(item, _result(found, self.grading))
-            self.failed.append(failed)
+            seconds = time.process_time() - self._began
+            self.failed.append(failed_check(item, _result(found, self.grading), seconds))
         return report
 
     def keep(self) -> None:
         """Write the cases, the first failing checks of each task before the others."""
-        end = time.monotonic() + ALL_SECONDS
+        end = time.process_time() + ALL_SECONDS
         count: dict[int, int] = {}
         order = []
         for failed in self.failed:
             count[failed.result.task] = count.get(failed.result.task, 0) + 1
             order.append((count[failed.result.task], failed))
         for _, failed in sorted(order, key=lambda o: o[0]):
-            if failed.result.seconds > min(SLOW_SECONDS, end - time.monotonic()):
+            if failed.seconds > min(SLOW_SECONDS, end - time.process_time()):
                 continue  # the parent writes its program
             keep(self.grading, failed, self.borrowed)
 
 
-def failed_check(item: pytest.Function, result: CheckResult) -> Failed:
+def failed_check(item: pytest.Function, result: CheckResult, seconds: float) -> Failed:
     """The check of a test item. To be made while its fixtures are there."""
     parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
     names = item._fixtureinfo.argnames
     given = {name: parameters[name] for name in names if name in parameters}
-    return Failed(result, item.obj, given, set(names) - set(given) == {"solution"})
+    return Failed(result, item.obj, given, set(names) - set(given) == {"solution"}, seconds)
 
 
 def _result(found: Mapping[str, Any], grading: Grading) -> CheckResult:
@@ -129,8 +137,13 @@ def keep(grading: Grading, failed: Failed, borrowed: tuple[str, ...]) -> None:
     notes: dict[str, dict[str, Any]] = {}
     story, reason = None, ""
     boundary = Boundary(grading.tree)
+    picks = None
     try:
-        moment = record(grading, failed, boundary)
+        if picks_.has_cases(failed.function) and failed.plain:
+            check.begin()
+            picks = picks_.smallest(failed.function, **failed.given, solution=grading.given)
+        with picks_.repeating(failed.function, picks) if picks is not None else nullcontext():
+            moment = record(grading, failed, boundary)
         try:
             arrays, notes = loose(moment, boundary)  # for the eye, should the story not be storable
             story, kept, noted = told(grading, moment, boundary)
@@ -143,7 +156,13 @@ def keep(grading: Grading, failed: Failed, borrowed: tuple[str, ...]) -> None:
     for name, array in arrays.items():
         notes.setdefault(name, {"shape": list(array.shape)})["kind"] = kind_of(array)
     data = cases.describe(
-        grading.day, failed.result, story=story, reason=reason, arrays=notes, borrowed=borrowed
+        grading.day,
+        failed.result,
+        story=story,
+        reason=reason,
+        arrays=notes,
+        borrowed=borrowed,
+        picks=picks,
     )
     lines, stop = source(story) if story is not None else ([], 0)
     cases.write(folder, data, lines, stop, _npz(arrays))
@@ -284,11 +303,20 @@ class Replaying:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
-        kept = {k.id: k for k in cases.kept(self.grading.clone, self.grading.day) if k.has_inputs}
+        kept = {k.id: k for k in cases.kept(self.grading.clone, self.grading.day)}
         for item in items:
             case = kept.get(check_id(item))
-            if case is not None:
+            if case is not None and case.has_inputs:
                 item.obj = self._run(case, item.obj.__globals__.get)
+            elif case is not None and case.picks is not None and picks_.has_cases(item.obj):
+                item.obj = self._picked(item.obj, case.picks)
+
+    def _picked(self, function: Callable[..., None], picks: list[int]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            with picks_.repeating(function, picks):
+                function(**given)
+
+        return run
 
     def _run(self, case: cases.Kept, own: Callable[[str], Any]) -> Callable[..., None]:
         arrays = load_arrays(case.folder, case.data)

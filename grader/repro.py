@@ -101,9 +101,12 @@ class Case:
 
     def check(self) -> tuple[Callable[..., None], dict[str, Any]]:
         """The check's function and what it is given."""
+        from . import picks
         from .check_function import find
 
         function, given, needs = find(self._clone, self._day, self._tree, self._kept.id)
+        if self._kept.picks is not None and picks.has_cases(function):
+            self._recording.enter_context(picks.repeating(function, self._kept.picks))
         if "monkeypatch" in needs:
             import pytest
 

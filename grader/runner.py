@@ -40,7 +40,7 @@ POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.1
 STUCK_ANSWER_SECONDS = 0.5
 GOODBYE_SECONDS = 0.5
-CASES_SECONDS = 10.0  # for the cases of failing checks to be written, after the verdict
+CASES_SECONDS = 20.0  # for the cases of failing checks to be written, after the verdict
 COSTLY = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
 COSTLY_CHECKS = 2  # after so many of them the rest of a task is not run
 # Stages before any learner code runs. A cold disk compiles all of pytest, NumPy and MLX on the first run.

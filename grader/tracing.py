@@ -47,8 +47,8 @@ class Interrupted(Exception):
     """Ctrl-C, and the learner's line that was running, if one was."""
 
 
-class NoEnd(CourseError):
-    """The learner's code does not come to an end."""
+class NotFollowed(CourseError):
+    """The learner's code cannot be followed: it is not written yet, does not import, does not end."""
 
     exit_code = 1
 
@@ -63,7 +63,7 @@ def trace(
     check: str = "",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Trace:
-    """Follow one call. Raises UsageError, EnvironmentFault, NoEnd, and Interrupted on Ctrl-C."""
+    """Follow one call. Raises UsageError, EnvironmentFault, NotFollowed, and Interrupted on Ctrl-C."""
     job = {"root": str(clone.root), "day": day.id, "task": task.id, "solution": solution, "check": check}
     child = processes.Child("tinyllm.grader.tracing_child", job, cwd=clone.root)
     stage, found, problem, until = "starting", None, None, float("inf")
@@ -89,9 +89,11 @@ def trace(
                         found = event
             if time.monotonic() > until and found is None:
                 place = where(ask=True) or "no line of yours"
-                raise NoEnd(f"Still running after {MOST_SECONDS:.0f} s, and stopped. It was at {place}.")
+                raise NotFollowed(
+                    f"Still running after {MOST_SECONDS:.0f} s, and stopped. It was at {place}."
+                )
         if problem is not None:
-            kind = UsageError if problem["usage"] else EnvironmentFault
+            kind = UsageError if problem["usage"] else NotFollowed
             raise kind(problem["message"], next_step=problem["next_step"])
         if found is None:
             said = processes.ending(child.process.returncode, "the trace")

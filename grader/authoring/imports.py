@@ -21,7 +21,7 @@ CHILD_SIDE = frozenset(
     {"child", "faults", "frames", "plugin", "testing", "tripwires", "warm_child"}
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
     | {"guilt_child"}  # of `why`
-    | {"boundary", "cases_child", "check_function", "repro", "story"}  # of failures that are kept
+    | {"boundary", "cases_child", "check_function", "picks", "repro", "story"}  # of failures that are kept
     | {"lines", "tracing_child"}  # of `trace`
     | {"likely_child", "likeness", "witness"}  # of the likely mistake
     | {"speaker", "voice"}  # of `generate` and `chat`

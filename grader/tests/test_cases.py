@@ -18,6 +18,8 @@ from tinyllm.grader.story import kind_of, packed, unpacked
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import Toy
 
+PATIENCE = 300  # seconds, on a machine that is busy with other things
+
 DAY = """
 id = "1.2"
 title = "Stores"
@@ -28,7 +30,7 @@ builds_on = ["1.1"]
 id = 1
 title = "store"
 goal = "Keep what comes."
-checks = 9
+checks = 10
 symbols = ["Store", "add_all", "adder", "pieces"]
 hints = ["What is kept?", "A list keeps.", "Look at append."]
 """
@@ -36,7 +38,7 @@ hints = ["What is kept?", "A list keeps.", "Look at append."]
 TESTS = '''
 import mlx.core as mx
 import numpy as np
-from tinyllm.grader.testing import check, sample, task
+from tinyllm.grader.testing import check, every_case, sample, task
 
 
 class Turn:
@@ -103,6 +105,16 @@ def test_derived(solution):
     check.exact(got, [1, 2], what="list(pieces([1, 2]))")
 
 @task(1)
+def test_random(solution):
+    """random numbers in pieces"""
+
+    def run(numbers):
+        got = [int(p.item()) for p in solution.pieces(mx.array(numbers))]
+        check.exact(got, numbers, what=f"list(pieces({numbers}))")
+
+    every_case(lambda pick: pick.several(lambda p: p(0, 9), 1, 6), run, examples=30)
+
+@task(1)
 def test_killed(solution):
     """a process that ends"""
     check.close(solution.add_all([mx.ones(1)], "end"), np.ones(1), dtype=mx.float32, terms=1, what="add_all")
@@ -167,6 +179,10 @@ WRONG = (
 )
 
 
+def grade(course: Toy, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return course.grade(*arguments, timeout=PATIENCE)
+
+
 def wrong() -> str:
     text = STORE
     for right, mistake in WRONG:
@@ -184,9 +200,9 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     course.write("checkpoints/day1_2/test_means.py", TESTS)
     course.write("reference/week1/store.py", STORE)
     course.write("exercises/week1/store.py", wrong())
-    done = course.grade("day1.2")
+    done = grade(course, "day1.2")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "0 of 9 checks passed" in done.stdout
+    assert "0 of 10 checks passed" in done.stdout
     assert "tinyllm-grade trace day1.2 --task 1" in done.stdout
     assert "tinyllm-grade replay day1.2 --task 1" in done.stdout
     return course
@@ -205,7 +221,7 @@ def run(course: Toy, case: cases.Kept, *before: str, typed: str = "") -> subproc
         input=typed,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -222,8 +238,10 @@ def test_every_failing_check_leaves_a_case(failed: Toy) -> None:
         "test_unchanged": "",
         "test_error": "",
         "test_derived": "the check compares what it makes of the results",
+        "test_random": "the check compares what it makes of the results",
         "test_killed": "it ended the process",
     }
+    assert kept(failed, "test_random").picks == [2, 0, 1]  # two numbers, 0 and 1
     assert found[0].elements == 0  # Store(0) takes no arrays: the smallest comes first
     for case in found:
         assert set(case.data["versions"]) >= {"python", "mlx", "mlx-lm", "os"}
@@ -284,28 +302,30 @@ def test_a_check_that_ends_the_process_runs_by_itself(failed: Toy) -> None:
     done = run(failed, kept(failed, "test_derived"))
     assert done.returncode == 1
     assert "The result is not the expected one." in done.stdout
+    done = run(failed, kept(failed, "test_random"))
+    assert "checked    list(pieces([0, 1]))" in done.stdout
 
 
 def test_replay_and_trace(failed: Toy) -> None:
-    done = failed.grade("replay", "--task", "1", "-v")
+    done = grade(failed, "replay", "--task", "1", "-v")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "9 of 9 still fail" in done.stdout
+    assert "10 of 10 still fail" in done.stdout
     assert "error: the sizes" not in done.stdout
     assert re.search(r"python -m pdb -c 'until \d+'", done.stdout)
     assert max(map(len, done.stdout.splitlines())) <= 80
-    one = failed.grade("replay", "day1.2", "test_later")
+    one = grade(failed, "replay", "day1.2", "test_later")
     assert "case       x (2, 3) seed 1, x_2 (2, 3) seed 2" in one.stdout.replace("\xa0", " ")
-    lost = failed.grade("replay", "day1.2", "nothing")
+    lost = grade(failed, "replay", "day1.2", "nothing")
     assert lost.returncode == 2
     assert "Kept: " in lost.stderr
 
-    traced = failed.grade("trace", "day1.2", "--check", "test_later")
+    traced = grade(failed, "trace", "day1.2", "--check", "test_later")
     assert traced.returncode == 1, traced.stdout + traced.stderr
     assert re.search(r"followed   Store\.add, exercises/week1/store\.py:\d+\n", traced.stdout)
     assert "reference:" in traced.stdout
     assert "The result is not the reference's: the largest difference is" in traced.stdout
     assert max(map(len, traced.stdout.splitlines())) <= 80
-    loop = failed.grade("trace", "day1.2", "--check", "own_object", "--solution", "reference")
+    loop = grade(failed, "trace", "day1.2", "--check", "own_object", "--solution", "reference")
     assert loop.returncode == 0, loop.stdout + loop.stderr
     assert "(round 1 of 2)" in loop.stdout
     assert "(round 2 of 2)" in loop.stdout
@@ -314,14 +334,14 @@ def test_replay_and_trace(failed: Toy) -> None:
 
 def test_what_passes_is_forgotten(failed: Toy) -> None:
     failed.write("exercises/week1/store.py", STORE)
-    assert "1 of 9 still fail" in failed.grade("replay", "day1.2").stdout
+    assert "1 of 10 still fail" in grade(failed, "replay", "day1.2").stdout
     done = run(failed, kept(failed, "test_own_object"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passes now" in done.stdout
-    failed.grade("day1.2")
+    grade(failed, "day1.2")
     names = [k.folder.name for k in cases.kept(failed.clone, failed.course.day("1.2"))]
     assert names == ["test_error"]  # its shapes do not fit whoever adds them
-    assert failed.grade("replay", "day1.1").returncode == 2
+    assert grade(failed, "replay", "day1.1").returncode == 2
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32, mx.uint32, mx.bool_, mx.complex64])
