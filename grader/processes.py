@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import psutil
@@ -61,7 +61,41 @@ def start(
     )
 
 
-def memory_of(process: subprocess.Popen[bytes]) -> int:
+class Process(Protocol):
+    """What is used of a child process: a subprocess.Popen, or one that another process forked for us."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+
+
+class Launch(Protocol):
+    """Starts the child that runs `module` with the job; see `start` for the others."""
+
+    def __call__(
+        self,
+        module: str,
+        job: Mapping[str, Any],
+        *,
+        output: int,
+        pass_fds: Sequence[int],
+        token: str,
+        cwd: str,
+    ) -> Process: ...
+
+
+def start_child(
+    module: str, job: Mapping[str, Any], *, output: int, pass_fds: Sequence[int], token: str, cwd: str
+) -> Process:
+    """Start `python -P -m MODULE '<job as JSON>'`."""
+    argv = [sys.executable, "-P", "-m", module, json.dumps(job)]
+    return start(argv, output=output, pass_fds=pass_fds, token=token, cwd=cwd)
+
+
+def memory_of(process: Process) -> int:
     """Resident bytes of the child and its descendants; 0 once it is gone."""
     import psutil
 
@@ -74,7 +108,7 @@ def memory_of(process: subprocess.Popen[bytes]) -> int:
     return total
 
 
-def end_family(process: subprocess.Popen[bytes], token: str) -> None:
+def end_family(process: Process, token: str) -> None:
     """Kill the child, its process group and whatever it started, also what left the group; wait for all.
 
     A process that made a session of its own and lost its parent is told by the `token` in its environment.
@@ -169,7 +203,7 @@ class Child:
 
     The job is completed with what the child needs for that: `events` and `lifeline` (file descriptors),
     `token`, which each event carries, `stack_file`, for faulthandler, and with `requests` the end of the pipe
-    that `send` writes to.
+    that `send` writes to. `launch` may start it otherwise (warm.Warm.launch).
     """
 
     def __init__(
@@ -179,10 +213,8 @@ class Child:
         *,
         cwd: Path,
         requests: bool = False,
-        launcher: Path | None = None,
+        launch: Launch = start_child,
     ) -> None:
-        """`launcher`: a script that is run in the module's place by an isolated Python without site-packages'
-        start-up files, and that reads the job from the file descriptor it is given."""
         adopt_orphans()
         self.token = secrets.token_hex(8)
         self._family = secrets.token_hex(8)  # in the environment, where anyone reads it: no event's token
@@ -208,20 +240,13 @@ class Child:
             theirs.append(completed["requests"])
             self._ours.append(self._requests)
             os.set_blocking(self._requests, False)
-        text = json.dumps(completed)
-        argv = [sys.executable, "-P", "-m", module, text]
-        if launcher is not None:  # a command line can be read by all that runs on the machine
-            job_end, our_job_end = os.pipe()
-            theirs.append(job_end)
-            argv = [sys.executable, "-I", "-S", str(launcher), str(job_end)]
-        self.process = start(argv, output=output_end, pass_fds=theirs, token=self._family, cwd=str(cwd))
+        self.process = launch(
+            module, completed, output=output_end, pass_fds=theirs, token=self._family, cwd=str(cwd)
+        )
         for fd in (*theirs, output_end):
             os.close(fd)
-        if launcher is not None:
-            with contextlib.suppress(BrokenPipeError), os.fdopen(our_job_end, "wb") as pipe:
-                pipe.write(text.encode())
         self._buffer = self._unsent = b""
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.DefaultSelector()  # epoll or kqueue: has a fileno
         for fd in (self._events, self._output):
             os.set_blocking(fd, False)
             self._selector.register(fd, selectors.EVENT_READ)
@@ -229,6 +254,10 @@ class Child:
     @property
     def ended(self) -> bool:
         return self.process.poll() is not None
+
+    def fileno(self) -> int:
+        """Readable when `read` has something to take in: for a select over several children."""
+        return self._selector.fileno()
 
     # ---- what it says and is told
 

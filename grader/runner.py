@@ -90,6 +90,7 @@ def grade(
     overlays: Mapping[str, Path] | None = None,
     on_event: Callable[[Event], None] | None = None,
     enough: Callable[[CheckResult], bool] | None = None,
+    launch: processes.Launch = processes.start_child,
     strict: Strict | None = None,
 ) -> DayReport:
     """Grade one day and report.
@@ -97,24 +98,23 @@ def grade(
     solution: "exercises" or "reference", the tree to grade. borrow: days whose modules come from the
     reference. overlays: single modules ("week1/rope.py") replaced by other files. timeout: seconds a check
     may take, in place of the day's own limits. enough: told of each result; True ends the grading there, and
-    the checks that are left are "not reached". strict: watch for what makes the result worthless; the verdict
-    is REFUSED where there is any. Raises nothing for anything the graded code does.
+    the checks that are left are "not reached". launch: how a child is started.
+    strict: watch for what makes the result worthless; the verdict is REFUSED where there is any.
+    Raises nothing for anything the graded code does.
     """
     replaced = {m: clone.reference / m for d in borrow for m in d.modules} | dict(overlays or {})
     run = _Run(
         clone, course.limits, day, solution, replaced, only_task, timeout, on_event or (lambda e: None)
     )
     run.enough = enough or run.enough
-    run.strict = strict
+    run.launch, run.strict = launch, strict
     return run.report(tuple(d.id for d in borrow))
 
 
 @dataclass(frozen=True)
 class Strict:
-    """How a strict grading's child is started, and what it is told (see strict_child)."""
+    """That a grading is strict (see strict.py)."""
 
-    launcher: Path
-    job: Mapping[str, Any]
     reference: Clone  # where the reference is timed: the tree being graded has none beside it
 
 
@@ -135,6 +135,7 @@ class _Run:
     timeout: float | None
     on_event: Callable[[Event], None]
     enough: Callable[[CheckResult], bool] = lambda result: False
+    launch: processes.Launch = processes.start_child
     strict: Strict | None = None
     tampering: list[Tampering] = field(default_factory=list)
 
@@ -281,10 +282,7 @@ class _Child:
             "only_task": run.only_task,
             "only_ids": only_ids,
         }
-        launcher = None
-        if run.strict is not None:
-            job["strict"], launcher = run.strict.job, run.strict.launcher
-        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root, launcher=launcher)
+        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root, launch=run.launch)
         self.process = self.child.process
         self.stage = "starting"  # then building, importing, between, checking, ended
         self.current = ""  # id of the running check
