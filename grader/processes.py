@@ -95,27 +95,6 @@ def start_child(
     return start(argv, output=output, pass_fds=pass_fds, token=token, cwd=cwd)
 
 
-def isolated(script: Path) -> Launch:
-    """A Launch that runs `script`, by an isolated Python without site-packages' start-up files.
-
-    The script reads the job from the file descriptor that it is given: a command line can be read by all that
-    runs on the machine.
-    """
-
-    def launch(
-        module: str, job: Mapping[str, Any], *, output: int, pass_fds: Sequence[int], token: str, cwd: str
-    ) -> Process:
-        job_end, ours = os.pipe()
-        argv = [sys.executable, "-I", "-S", str(script), str(job_end)]
-        process = start(argv, output=output, pass_fds=[*pass_fds, job_end], token=token, cwd=cwd)
-        os.close(job_end)
-        with contextlib.suppress(BrokenPipeError), os.fdopen(ours, "wb") as pipe:
-            pipe.write(json.dumps(job).encode())
-        return process
-
-    return launch
-
-
 def memory_of(process: Process) -> int:
     """Resident bytes of the child and its descendants; 0 once it is gone."""
     import psutil

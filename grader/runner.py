@@ -136,10 +136,8 @@ def grade(
 
 @dataclass(frozen=True)
 class Strict:
-    """How a strict grading's child is started, and what it is told (see strict_child)."""
+    """That a grading is strict (see strict.py)."""
 
-    launcher: Path
-    job: Mapping[str, Any]
     reference: Clone  # where the reference is timed: the tree being graded has none beside it
 
 
@@ -362,10 +360,7 @@ class _Child:
             "share": sorted(share) if share is not None else None,
             "witness": str(run.witness) if run.witness else "",
         }
-        launch = run.launch
-        if run.strict is not None:
-            job["strict"], launch = run.strict.job, processes.isolated(run.strict.launcher)
-        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root, launch=launch)
+        self.child = processes.Child("tinyllm.grader.child", job, cwd=run.clone.root, launch=run.launch)
         self.process = self.child.process
         self.stage = "starting"  # then building, importing, between, checking, ended
         self.current = ""  # id of the running check

@@ -7,16 +7,22 @@ by a child that strict_child watches.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import baseline as baseline_
-from . import catalog, integrity, runner
+from . import catalog, integrity, processes, runner
 from .baseline import Baseline
 from .catalog import Course, Day
 from .clone import Clone, installed_root
@@ -24,7 +30,7 @@ from .errors import UsageError
 from .files import content_hash
 from .report import DayReport, Tampering, TaskResult, Verdict
 
-LARGEST = 2**20  # bytes of a file of the learner's tree that is copied: sources, not data
+SOURCES = (".py", ".cpp", ".metal", ".h", ".hpp")  # of the learner's tree: data could be answers kept
 
 
 @dataclass
@@ -66,7 +72,7 @@ class Strict:
             return self._refused(day, found, borrow, only_task)
         stage = self._stage(borrow)
         course = catalog.load(stage)
-        job: dict[str, Any] = {
+        told: dict[str, Any] = {
             "program": str(installed_root()),
             "packages": list(dict.fromkeys(sysconfig.get_path(n) for n in ("purelib", "platlib"))),
             "closed": [
@@ -76,7 +82,6 @@ class Strict:
             ],
             "open": [str(stage.reference / "models"), str(self.clone.reference / "models")],
         }
-        launcher = Path(__file__).with_name("strict_start.py")
         return runner.grade(
             stage,
             course,
@@ -85,7 +90,8 @@ class Strict:
             only_task=only_task,
             timeout=timeout,
             on_event=on_event,
-            strict=runner.Strict(launcher, job, self.clone),
+            launch=partial(launch, told),
+            strict=runner.Strict(self.clone),
         )
 
     def _refused(
@@ -117,13 +123,37 @@ class Strict:
             if name.startswith(("checkpoints/", "reference/models/")):
                 _copy(self.clone.root / name, root / name)
         for path in baseline_.files_below(self.submission.exercises):
-            if path.is_file() and path.stat().st_size <= LARGEST:
+            if path.suffix in SOURCES and path.is_file():
                 _copy(path, root / "exercises" / path.relative_to(self.submission.exercises))
         for day in borrow:
             for module in day.modules:
                 _copy(self.clone.reference / module, root / "reference" / module)
         (root / "exercises").mkdir(parents=True, exist_ok=True)
         return Clone(root)
+
+
+def launch(
+    told: Mapping[str, Any],
+    module: str,
+    job: Mapping[str, Any],
+    *,
+    output: int,
+    pass_fds: Sequence[int],
+    token: str,
+    cwd: str,
+) -> subprocess.Popen[bytes]:
+    """A processes.Launch that runs strict_start.py in place of `module`; `told` is the job's part for it.
+
+    The job goes through a pipe: a command line can be read by all that runs on the machine.
+    """
+    theirs, ours = os.pipe()
+    start = Path(__file__).with_name("strict_start.py")
+    argv = [sys.executable, "-I", "-S", str(start), str(theirs)]
+    process = processes.start(argv, output=output, pass_fds=[*pass_fds, theirs], token=token, cwd=cwd)
+    os.close(theirs)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(ours, "wb") as pipe:
+        pipe.write(json.dumps({**job, "strict": told}).encode())
+    return process
 
 
 def _copy(path: Path, target: Path) -> None:

@@ -1,9 +1,10 @@
 """Watches a strict grading from inside its child: what was patched, what was read, what was started.
 
-A fingerprint of the code that grades (names, functions' code, classes, small tables) is taken once the checks
-are collected, before learner code is imported. It is compared after the import, after each check, and, for
-what a comparison runs through, whenever a call into learner code returns: a patch that puts itself back is
-seen while it lasts. An audit hook, which nothing can take out again, notes files read and programs started.
+A fingerprint of the code that grades (names, functions' code, classes, small tables) is taken once the
+checks are collected, before learner code is imported. It is compared after the import, every few checks and
+at the end, and, for what a comparison runs through, whenever a call into learner code returns: a patch that
+puts itself back is seen while it lasts. An audit hook, which nothing can take out again, notes files read
+and programs started.
 
 None of this withstands code that means to deceive and knows how: it runs in the same process.
 """
@@ -33,6 +34,7 @@ CALLED = (
 )  # fmt: skip
 # Replaced as a matter of course while pytest and Python run.
 RESTLESS = frozenset(("excepthook", "displayhook", "unraisablehook", "breakpointhook", "__breakpointhook__"))
+LOOKS = 8  # checks from one whole comparison, which takes 10 ms, to the next; the last is at the end
 TABLE = 64  # entries: longer lists and dicts are data, not settings
 STARTS = frozenset(
     ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn")
@@ -133,6 +135,7 @@ class Guard:
         self._seen: dict[tuple[str, str], Tampering] = {}
         self._told = 0
         self._seen_import = False
+        self._finished = 0
         self._busy = threading.local()
         self._watch_returns(grading.frames)
         sys.addaudithook(self._audit)
@@ -158,14 +161,15 @@ class Guard:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self._look()
+        self._finished += 1
+        self._look(deep=self._finished % LOOKS == 0)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
         self._look()
 
-    def _look(self) -> None:
-        self._compare(self._spaces, deep=True)
+    def _look(self, *, deep: bool = True) -> None:
+        self._compare(self._spaces if deep else self._quick, deep=deep)
         for finding in list(self._seen.values())[self._told :]:
             self._emit("tampered", dataclasses.asdict(finding))
         self._told = len(self._seen)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tinyllm.grader import catalog, cli
+from tinyllm.grader import catalog, cli, diffing, files
 from tinyllm.grader.authoring import pictures, terminal
 from tinyllm.grader.clone import Clone, installed_root
 from tinyllm.grader.tests import toy
+from tinyllm.kernels import build
 
 CLONE = Clone(installed_root())
 README = (CLONE.root / "README.md").read_text(encoding="utf-8")
@@ -117,6 +118,34 @@ def test_files_with_crlf_work(windows: Clone) -> None:
     kernel = windows.exercises / "kernels/axpby.cpp"
     assert "[task" in kernel.read_text(encoding="utf-8")
     assert len(course.days) == len(catalog.load(CLONE).days)
+
+
+def test_a_file_with_crlf_beside_one_with_lf(tmp_path: Path) -> None:
+    """As a Windows editor saves it: no line of it shows as another one."""
+    clone = fresh(tmp_path / ODD / "tinyllm")
+    for module in ("week1/attention.py", "kernels/axpby.cpp"):
+        data = (clone.reference / module).read_bytes()
+        (clone.exercises / module).write_bytes(data.replace(b"\n", b"\r\n"))
+    course = catalog.load(clone)
+    for day, name in (("1.1", "attention.py"), ("1.7", "axpby.cpp")):
+        stat = diffing.stat(diffing.compare(clone, course.day(day), None))
+        assert {(added, removed) for symbol, added, removed in stat if name in symbol} == {(0, 0)}
+    folder = clone.exercises / "kernels"
+    mine, theirs = (build.read_sources(f, None, ["axpby.cpp"]) for f in (folder, clone.reference / "kernels"))
+    assert mine["axpby.cpp"] == theirs["axpby.cpp"]
+
+
+def test_a_drive_that_refuses_to_change_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows drives under Linux do, unless they are mounted with metadata."""
+
+    def refuse(descriptor: int, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    path = tmp_path / "a file"
+    path.write_text("old")
+    files.write_atomically(path, b"new")
+    assert path.read_text() == "new"
 
 
 def test_no_two_files_differ_by_case_alone_and_windows_can_hold_them() -> None:

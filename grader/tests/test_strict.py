@@ -381,6 +381,28 @@ def test_a_manifest_sees_what_git_sees_and_not_line_ends(course: Toy) -> None:
     assert (edited.path, edited.line, edited.source) == ("checkpoints/day1_1/test_sums.py", 1, "# gone")
 
 
+def test_an_edited_grader_and_edited_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that run are looked at, wherever the clone that is graded lies."""
+    program, clone = tmp_path / "program", Clone(tmp_path / "clone")
+    for name in ("grader/testing.py", "grader/tests/test_a.py", "kernels/build.py", "kernels/cpp/pool.cpp"):
+        (program / name).parent.mkdir(parents=True, exist_ok=True)
+        (program / name).write_text("a\nb\n")
+    digests = baseline.parse(baseline.manifest_text(Clone(program)), "here")
+    kept = baseline.Baseline("here", digests, lambda path: b"a\nb\n")
+    monkeypatch.setattr(integrity, "installed_root", lambda: program)
+    assert integrity.compare(kept, clone) == []
+    (program / "grader/testing.py").write_text("a\nc\n")
+    (program / "grader/tests/test_a.py").write_text("no grading depends on it\n")
+    (program / "kernels/cpp/pool.cpp").unlink()
+    (program / "kernels/more.py").write_text("x\n")
+    found = [(f.kind, f.path, f.line) for f in integrity.compare(kept, clone)]
+    assert sorted(found) == [
+        ("added", "kernels/more.py", 1),
+        ("edited", "grader/testing.py", 2),
+        ("missing", "kernels/cpp/pool.cpp", 0),
+    ]
+
+
 def test_what_editors_leave_behind_is_no_finding(course: Toy) -> None:
     for path in (
         "checkpoints/day1_1/test_sums.py~",
