@@ -226,13 +226,16 @@ def _show_culprit(screen: Screen, found: Guilt, culprit: Culprit, solution: str)
 def _proof(found: Guilt, culprit: Culprit) -> str:
     what = culprit.symbols[0] if len(culprit.symbols) == 1 else f"day {culprit.day.id}"
     count = _count(culprit.checks or found.failing)
+    if not found.confirmed and culprit.checks:
+        tried, all_of_them = len(culprit.checks), len(found.failing)
+        count = f"of {all_of_them} failing checks {tried} were tried, and all of these pass"
     if len(found.culprits) > 1 or found.kind is Kind.BOTH:
         return f"{count} only with the reference's {what} in place of yours as well"
     text = f"{count} with the reference's {what} in place of yours"
     alone = [t.passed for t in found.trials if t.label == guilt.own_label(found.day)]
     if alone and not any(alone):
         text += f", and none with the reference's day {found.day.id}"
-    return text if found.confirmed else f"{text} (of those tried)"
+    return text
 
 
 def _show_check(screen: Screen, day: Day, check: CheckResult) -> None:
