@@ -133,8 +133,9 @@ def verify(day: str, jobs: int, verbose: bool, third: int | None) -> None:
     """
     clone, course = _load()
     proofs = _verify(clone, course, course.select(day), jobs, verbose=verbose, third=third)
+    problems = _problems(proofs)
     click.echo(verify_.closing(proofs))
-    _end(ci_.Result.of(_problems(proofs)))
+    _end(ci_.Result.of(problems))
 
 
 @main.command()

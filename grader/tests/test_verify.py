@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 
-from tinyllm.grader import catalog
+from tinyllm.grader import catalog, edits
 from tinyllm.grader.authoring import ci, cli, mutants, verify
 from tinyllm.grader.authoring.cli import main
 from tinyllm.grader.catalog import Misconception, Symbol
@@ -165,18 +165,20 @@ def test_a_sound_day_is_proven(clone: Clone, monkeypatch: pytest.MonkeyPatch) ->
     assert "  the reference with later days unfinished: x0, test_toy.py::test_double" in lines
     assert "  task 1, misconception 'raised': exact, test_toy.py::test_double" in lines
     assert "  task 1, cheat 'zeros' for double: test_toy.py::test_double" in lines
-    assert lines[-3].split() == [
+    assert lines[-4].split() == [
         "day",
         "checks",
         "reference",
         "misconceptions",
+        "named",
         "cheats",
         "taken",
         "away",
         "seconds",
     ]
-    assert lines[-2].startswith("day1.1  2       0.00       4/4, least x")
-    assert lines[-2].split()[-3:-1] == ["6/6", "1/1"]
+    assert lines[-3].startswith("day1.1  2       0.00       4/4, least x")
+    assert lines[-3].split()[-4:-1] == ["4/4", "6/6", "1/1"]
+    assert lines[-2] == "likely mistakes: 4 of 4 named (100.0%); 0 wrongly"
     assert lines[-1] == "14 passed, 0 failed"
 
 
@@ -490,7 +492,7 @@ def test_a_symbol_is_taken_away(name: str) -> None:
 def test_a_misconception_that_fits_twice_is_refused() -> None:
     mistake = Misconception("m", "week1/toy.py", "+", "-", "says")
     with pytest.raises(SpecError) as error:
-        mutants.misconceived("a + b + c", mistake)
+        edits.misconceived("a + b + c", mistake)
     assert error.value.message == "misconception 'm': its find text occurs 2 times in reference/week1/toy.py"
 
 
