@@ -182,32 +182,32 @@ def test_a_sound_day_is_proven(clone: Clone, monkeypatch: pytest.MonkeyPatch) ->
     assert lines[-1] == "14 passed, 0 failed"
 
 
-def test_three_thirds_are_all_of_it(clone: Clone) -> None:
+def test_five_fifths_are_all_of_it(clone: Clone) -> None:
     course = catalog.load(clone)
     made = list(verify.claims(clone, course, course.days[0]))
-    thirds = [[claim.name for claim in verify.a_third(made, third)] for third in verify.THIRDS]
+    fifths = [[claim.name for claim in verify.a_fifth(made, fifth)] for fifth in verify.FIFTHS]
     right = [claim.name for claim in made if claim.kind not in verify.WRONG_CODE]
     assert right == ["the reference", "the stub"]
-    wrong = [name for third in thirds for name in third if name not in right]
+    wrong = [name for fifth in fifths for name in fifth if name not in right]
     assert sorted([*right, *wrong]) == sorted(claim.name for claim in made)
-    assert all(third[:2] == right for third in thirds)
-    assert {len(third) for third in thirds} == {2 + 3, 2 + 4}
+    assert all(fifth[:2] == right for fifth in fifths)
+    assert {len(fifth) for fifth in fifths} == {2 + 2, 2 + 3}
 
 
-def test_the_commit_tells_which_third(clone: Clone) -> None:
-    assert cli._third_of(clone) == 1  # no repository
+def test_the_commit_tells_which_fifth(clone: Clone) -> None:
+    assert cli._fifth_of(clone) == 1  # no repository
     repo = git.Repo.init(clone.root)
-    assert cli._third_of(clone) == 1  # no commit
+    assert cli._fifth_of(clone) == 1  # no commit
     told = set()
-    for number in range(12):
+    for number in range(30):
         # With its time given a commit has the same name everywhere.
         day, actor = "2020-01-01T00:00:00", git.Actor("a", "b@c")
         commit = repo.index.commit(
             f"number {number}", author=actor, committer=actor, author_date=day, commit_date=day
         )
-        assert cli._third_of(clone) == int(commit.hexsha, 16) % 3 + 1
-        told.add(cli._third_of(clone))
-    assert told == set(verify.THIRDS)
+        assert cli._fifth_of(clone) == int(commit.hexsha, 16) % 5 + 1
+        told.add(cli._fifth_of(clone))
+    assert told == set(verify.FIFTHS)
 
 
 LEAKY_SPEC = """
@@ -373,7 +373,7 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
     ]
     assert [line[3:] for line in fine.output.splitlines() if line.startswith("== ")] == [*titles, "summary"]
     assert fine.exit_code == 0, fine.output
-    assert "every third of the wrong solutions, from number 1 on" in fine.output  # there is no commit
+    assert "every fifth of the wrong solutions, from number 1 on" in fine.output  # there is no commit
     assert fine.output.endswith("\n12 passed, 0 failed\n")  # 7 steps, 1 test, 4 of 8 claims
 
     _put(
