@@ -23,15 +23,25 @@ from tinyllm.grader.warm import Warm
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forked from a warm process on Linux only")
 
 
-@pytest.fixture
-def course(tmp_path: Path) -> Toy:
-    return toy.make(tmp_path / "a clone with spaces")
-
-
-@pytest.fixture
-def warm(course: Toy) -> Iterator[Warm]:
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """One for all tests: none may leave anything behind for the next."""
+    course = toy.make(tmp_path_factory.mktemp("warm") / "a clone with spaces")
     with Warm(course.clone, course.course.day("1.1")) as warm:
         yield warm
+
+
+@pytest.fixture
+def course(warm: Warm) -> Toy:
+    course = Toy(warm.clone)
+    course.write("exercises/week1/sums.py", toy.SUMS_STUB)
+    for path, text in (
+        ("checkpoints/course.toml", toy.COURSE),
+        ("checkpoints/day1_1/test_sums.py", toy.TESTS_1),
+    ):
+        if (course.root / path).read_text(encoding="utf-8") != text:  # else the warm process starts anew
+            course.write(path, text)
+    return course
 
 
 def grade(course: Toy, warm: Warm, **options) -> DayReport:
@@ -59,7 +69,7 @@ def failure(report: DayReport):
 @linux
 def test_one_process_serves_many_gradings(course: Toy, warm: Warm) -> None:
     assert warm.forks, warm.why_not
-    pid = warm.pid
+    pid, launched = warm.pid, warm.launched
     assert grade(course, warm).verdict is Verdict.NOT_PASSED
     course.sums()
     assert grade(course, warm).verdict is Verdict.PASSED
@@ -68,7 +78,7 @@ def test_one_process_serves_many_gradings(course: Toy, warm: Warm) -> None:
     assert outcomes(wrong, 1) == [Outcome.FAILED] * 3
     assert outcomes(wrong, 2) == [Outcome.PASSED] * 2
     assert failure(wrong).frames[-1].source == "return x * x"
-    assert (warm.pid, warm.launched) == (pid, 3)
+    assert (warm.pid, warm.launched) == (pid, launched + 3)
 
 
 @linux
@@ -121,7 +131,7 @@ def test_an_end_of_one_grading_does_the_next_no_harm(
 @linux
 def test_what_left_the_group_is_ended_also_without_a_new_program(course: Toy, warm: Warm) -> None:
     """A daemon: forked twice, in a session of its own, never executed anything."""
-    place = str(course.root / "daemon")
+    place = str(course.root / "daemon")  # where it writes its number
     daemon = (
         "if os.fork() == 0:\n        os.setsid()\n        if os.fork():\n            os._exit(0)\n"
         f"        open({place!r}, 'w').write(str(os.getpid()))\n        time.sleep(600)\n"
@@ -210,9 +220,10 @@ def test_where_nothing_is_forked_each_process_grades_once(course: Toy) -> None:
 
 def test_a_job_that_it_is_not_for_gets_a_plain_child(course: Toy, warm: Warm) -> None:
     day = course.course.day("1.2")
+    launched = warm.launched
     report = runner.grade(course.clone, course.course, day, solution="reference", launch=warm.launch)
     assert report.verdict is Verdict.PASSED
-    assert warm.launched == 0
+    assert warm.launched == launched
 
 
 @linux
@@ -251,8 +262,9 @@ def test_tasks_side_by_side_give_the_same_report(course: Toy, warm: Warm) -> Non
         if isinstance(event, CheckResult):
             order.append(event.id)
 
+    launched = warm.launched
     shared = grade(course, warm, shares=[{1}, {2}], on_event=told)
-    assert warm.launched == 3
+    assert warm.launched == launched + 2
     assert [[(c.id, c.outcome) for c in t.checks] for t in shared.tasks] == [
         [(c.id, c.outcome) for c in t.checks] for t in alone.tasks
     ]
