@@ -27,7 +27,7 @@ def course(tmp_path: Path) -> Toy:
 
 
 def strict(course: Toy, *more: str) -> tuple[int, dict[str, Any]]:
-    done = course.grade("day1.1", "--strict", "--upstream", "HEAD", "--json", *more)
+    done = course.grade("day1.1", "--strict", "--upstream", "HEAD", "--json", *more, timeout=240)
     assert done.stderr == ""
     value = json.loads(done.stdout)
     assert done.returncode == value["exit_code"], done.stdout
@@ -111,7 +111,7 @@ def test_a_hook_of_this_python(course: Toy, tmp_path: Path) -> None:
     import os
 
     path = os.pathsep.join([str(hook.parent), os.environ.get("PYTHONPATH", "")])
-    done = course.grade("day1.1", "--strict", "--upstream", "HEAD", PYTHONPATH=path)
+    done = course.grade("day1.1", "--strict", "--upstream", "HEAD", PYTHONPATH=path, timeout=240)
     assert done.returncode == 4
     assert "sitecustomize.py, which Python runs whenever it starts" in " ".join(done.stdout.split())
 
@@ -136,7 +136,7 @@ def test_a_loose_pth_and_an_edited_package(tmp_path: Path) -> None:
 
 def test_the_text_on_the_terminal(course: Toy) -> None:
     course.write("checkpoints/day1_1/test_sums.py", toy.TESTS_1.replace("2 * x64", "3 * x64"))
-    done = course.grade("day1.1", "--strict", "--upstream", "HEAD")
+    done = course.grade("day1.1", "--strict", "--upstream", "HEAD", timeout=240)
     assert done.returncode == 4
     assert "a file of the day's checks is not as published" in done.stdout
     assert "checkpoints/day1_1/test_sums.py:11" in done.stdout
