@@ -99,7 +99,7 @@ def search(
     if not explained or not witnessed(explained):
         return
     tasks = [day.task(number) for number in sorted({one.task.id for one in explained})]
-    compiled = any(not m.module.endswith(".py") for task in tasks for m in task.misconceptions)
+    compiled = any(not module.endswith(".py") for module in day.modules)
     seconds = COMPILED_SECONDS if compiled else SINGLE_SECONDS
     seconds *= max(1, len(explained) / len(tasks))
     job: dict[str, Any] = {

@@ -43,7 +43,7 @@ ALIKE = 0.25
 # Failing checks on which a mistake is tried although it is not the one: the likest are tried in pairs first.
 TRIED_FOR_PAIRS = 5
 RICH_NUMBERS, RICH_TEXT = 4, 12  # different numbers, or characters, that hardly come about in two ways
-SECONDS_EACH = {False: 3.0, True: 60.0}  # that one mistake may take; True: where it has to be compiled
+SECONDS_EACH = {False: 3.0, True: 60.0}  # that one mistake may take; True: where kernels may be compiled
 
 
 def main(job: Mapping[str, Any]) -> None:
@@ -144,6 +144,8 @@ class Search:
         # Where the learners are known mistakes, they are told from each other only: see likely.search.
         self.among = frozenset(one.key for one in learners) if "trusted" in job else None
         self.trusted = frozenset(job.get("trusted", ()))
+        run = [module for one in course.foundation(day) for module in one.modules]
+        self.compiles = any(not module.endswith(".py") for module in run)
         self._items: dict[int, list[pytest.Item]] = {}  # of each task
         self._solution: Solution | None = None  # of the mistake that is being tried
         self._error: BaseException | None = None  # of the check that ran last
@@ -274,11 +276,10 @@ class Search:
         found = {known: self._beside(known, learners) for known in knowns if self._is_trusted(known)}
         knowns = [known for known in knowns if known not in found]
         works = [lambda known=known: self._try(known, items, learners) for known in knowns]
-        compiled = any(not module.endswith(".py") for known in knowns for module in known.changed)
         if self.forks:
-            limit = SECONDS_EACH[compiled]
+            limit = SECONDS_EACH[self.compiles]
             results = forks.forked(works, at_once=self.at_once, limit=limit, budget=budget)
-        elif compiled:
+        elif self.compiles:
             return found  # one process can load one state of a tree's kernels
         else:
             results = forks.in_turn(works, budget=budget)

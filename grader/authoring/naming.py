@@ -73,9 +73,12 @@ class Naming:
 
 def name(clone: Clone, day: Day, trials: Sequence[Trial], *, jobs: int) -> Naming:
     """What the search makes of a day's misconceptions."""
+    order = [mistake.id for task in day.tasks for mistake in task.misconceptions]
+    trials = sorted(trials, key=lambda trial: order.index(trial.mistake))
     graded = [likely.Graded(trial.mistake, trial.task, trial.witness) for trial in trials]
-    again = {trial.task.id: trial.mistake for trial in reversed(trials)}.values()
-    trusted = [one.key for one in graded if one.can_be_explained and one.key not in again]
+    explained = [one for one in graded if one.can_be_explained]
+    again = {one.task.id: one.key for one in reversed(explained)}.values()
+    trusted = [one.key for one in explained if one.key not in again]
     searched = likely.search(clone, day, graded, pairs=False, at_once=jobs, trusted=trusted)
     found = {named.key: named for named in searched}
     result = Naming()

@@ -167,7 +167,7 @@ def test_a_fork_that_hangs_or_dies_takes_nobody_with_it() -> None:
 
 def test_the_program_says_it_after_the_verdict_and_logs_it(course: toy.Toy) -> None:
     course.sums(double="return x + 2")
-    done = course.grade("day1.1")
+    done = course.grade("day1.1", timeout=300)
     assert done.returncode == 1, done.stderr
     verdict, _, after = done.stdout.partition("not passed yet")
     assert "likely mistake" not in verdict
@@ -185,7 +185,7 @@ def test_the_program_says_it_after_the_verdict_and_logs_it(course: toy.Toy) -> N
 
 def test_json_holds_it(course: toy.Toy) -> None:
     course.sums(double="return x + 2", row_sums="return mx.sum(x, axis=1) + 0.3")
-    done = course.grade("day1.1", "--json", "--no-progress")
+    done = course.grade("day1.1", "--json", "--no-progress", timeout=300)
     tasks = json.loads(done.stdout)["days"][0]["tasks"]
     assert tasks[0]["likely"]["mistakes"] == ["adds-two"]
     assert tasks[1]["likely"] is None
