@@ -193,7 +193,7 @@ def grade(
         classes.write_files(document, for_class)
         if as_json:
             click.echo(json.dumps(document, indent=2))
-    if not as_json and not no_why:
+    if not as_json and not no_why and strict is None:
         _ask_why(context, graded.reports, options)
     sys.exit(graded.exit_code)
 

@@ -100,7 +100,7 @@ def _grade_days(
                 _keep_snapshot(clone, event, report, so_far, listener)
         if event:
             _keep_cases(clone, course, day, report, options, began)
-        if report.verdict is Verdict.NOT_PASSED:
+        if report.verdict is Verdict.NOT_PASSED and options.strict is None:
             graded.reports[-1] = _look_for_mistakes(clone, day, report, witness, event, listener)
         if report.verdict is Verdict.INTERRUPTED:
             break
