@@ -44,9 +44,13 @@ def for_day(course: Course, day: Day, report: DayReport) -> list[str]:
             later = course.days[course.days.index(day) + 1 :]
             if not later:
                 return ["That was the last day so far. Compare: tinyllm-grade diff " + day.name]
-            return [
-                f"compare: tinyllm-grade diff {day.name}   next day: tinyllm-grade read {later[0].name}",
-            ]
+            lines = [f"compare: tinyllm-grade diff {day.name}   next day: tinyllm-grade read {later[0].name}"]
+            if day.questions:
+                name = day.name
+                lines.append(
+                    f"what stayed: tinyllm-grade quiz {name}   write it down: tinyllm-grade note {name}"
+                )
+            return lines
         case Verdict.PASSED:
             return [f"the whole day: tinyllm-grade {day.name}"]
         case Verdict.NOT_PASSED if all(t.outcome is Outcome.NOT_STARTED for t in report.tasks):

@@ -3,10 +3,13 @@
 Every line has "v" (1), "event", "id", "at" (UTC, ISO 8601, milliseconds) and "day" ("1.3", or "" when it
 concerns no one day). The events and what each has besides:
 
-    attempt   solution, borrowed, only_task, verdict, tasks, seconds, files, regression   (see Attempt)
+    attempt   solution, borrowed, only_task, verdict, tasks, seconds, files, regression, failures
+                                    (see Attempt)
     hint      task, hint            the number of the hint shown, from 1
     diff      task                  the reference was shown; null means the whole day
     read      -                     the lesson was shown
+    answer    question, right, given    a check question was answered; `question` is its id
+    note      -                     the day's journal page was opened
     snapshot  commit, attempt       the exercises were kept as this commit, after that attempt ("" if none)
     restore   commit                a snapshot was brought back
     reset     -                     the pristine stub was brought back
@@ -27,12 +30,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .files import faults, locked, read_or_none, sync_folder, write_all
+from .report import SEVERITY, Outcome
 
 if TYPE_CHECKING:
     from .clone import Clone
-    from .report import DayReport
+    from .report import DayReport, TaskResult
 
 VERSION = 1
+_UNSAID = (Outcome.NOT_STARTED, Outcome.NOT_REACHED)  # outcomes that say all there is to say
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,14 @@ class Attempt(Event):
     seconds: float  # what the grading took
     files: dict[str, str]  # path relative to the clone -> content hash of what was graded
     regression: bool  # re-run because its files had changed, while another day was graded
+    failures: dict[int, dict[str, str]] = field(default_factory=dict)  # task -> its first failure (see _told)
+
+
+@dataclass(frozen=True)
+class Answer(Event):
+    question: str
+    right: bool
+    given: str
 
 
 @dataclass(frozen=True)
@@ -131,7 +144,47 @@ def attempt_event(
             path: digest for path, digest in sorted(files.items()) if not PurePosixPath(path).is_absolute()
         },
         regression=regression,
+        failures={str(t.id): told for t in report.tasks if (told := _told(t))},
     )
+
+
+_TOLD = 300  # characters of one text of a failure that the log keeps
+
+
+def _told(task: TaskResult) -> dict[str, str]:
+    """The failure that speaks for a task, as texts: for the journal and a tutor."""
+    wrong = [c for c in task.checks if c.failure and c.outcome in SEVERITY and c.outcome not in _UNSAID]
+    wrong.sort(key=lambda c: c.outcome is not task.outcome)
+    if not wrong or wrong[0].failure is None:
+        return {}
+    check, failure = wrong[0], wrong[0].failure
+    told = {"check": check.title, "id": check.id, "outcome": check.outcome.value}
+    for key in ("summary", "checked", "expected", "got", "where", "error", "fact"):
+        told[key] = getattr(failure, key)
+    if failure.frames:
+        frame = failure.frames[-1]
+        if not PurePosixPath(frame.path).is_absolute():
+            told["line"] = f"{frame.path}:{frame.line}"
+            told["source"] = frame.source
+        told["values"] = "; ".join(
+            f"{v.name} {v.shape} {v.dtype} {v.note}".rstrip() if v.shape else f"{v.name} = {v.value}"
+            for v in frame.values
+        )
+    return {
+        key: text if len(text) <= _TOLD else text[: _TOLD - 3] + "..." for key, text in told.items() if text
+    }
+
+
+def answer_event(
+    day: str, question: str, right: bool, given: str, *, at: datetime | None = None
+) -> dict[str, Any]:
+    """A check question was answered, with what was understood of the answer."""
+    return _event("answer", day, at, question=question, right=right, given=given[:80])
+
+
+def note_event(day: str, *, at: datetime | None = None) -> dict[str, Any]:
+    """The day's journal page was opened."""
+    return _event("note", day, at)
 
 
 def hint_event(day: str, task: int, hint: int, *, at: datetime | None = None) -> dict[str, Any]:
@@ -266,6 +319,19 @@ def _attempt(common: dict[str, Any], data: dict[str, Any]) -> Attempt:
         seconds=float(data["seconds"]),
         files={path: _of(str, digest) for path, digest in data["files"].items()},
         regression=_of(bool, data.get("regression", False)),
+        failures={
+            int(number): {key: _of(str, text) for key, text in told.items()}
+            for number, told in data.get("failures", {}).items()
+        },
+    )
+
+
+def _answer(common: dict[str, Any], data: dict[str, Any]) -> Answer:
+    return Answer(
+        **common,
+        question=_of(str, data["question"]),
+        right=_of(bool, data["right"]),
+        given=_of(str, data.get("given", "")),
     )
 
 
@@ -281,7 +347,7 @@ def _snapshot(common: dict[str, Any], data: dict[str, Any]) -> Snapshot:
     return Snapshot(**common, commit=_of(str, data["commit"]), attempt=_of(str, data.get("attempt", "")))
 
 
-_KINDS = {"attempt": _attempt, "hint": _hint, "diff": _diff, "snapshot": _snapshot}
+_KINDS = {"answer": _answer, "attempt": _attempt, "hint": _hint, "diff": _diff, "snapshot": _snapshot}
 
 
 def _of(kind: type, value: Any) -> Any:

@@ -1,5 +1,6 @@
-"""checkpoint.toml -> frozen values: Course, Day, Task, Misconception, Question, Fact, Rule.
+"""checkpoint.toml -> frozen values: Course, Day, Task, Misconception, Fact, Rule; questions.toml -> Question.
 
+The questions of a day are read when they are asked for: every command needs the days, few the questions.
 Every error names the file and the key. Nothing here imports learner code, pytest or MLX.
 """
 
@@ -11,11 +12,15 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .clone import Clone
 from .errors import SpecError, UsageError
 
+if TYPE_CHECKING:
+    from .questions import Question
+
+QUESTIONS = "questions.toml"  # beside a day's checkpoint.toml
 KERNELS = "kernels/"  # a tree's folder of C++ and GPU sources, as modules are named
 
 
@@ -40,14 +45,6 @@ class Misconception:
     replace: str
     says: str  # the sentence the learner is told
     lesson: str = ""  # heading of the lesson that explains it
-
-
-@dataclass(frozen=True)
-class Question:
-    ask: str
-    answer: str
-    why: str = ""
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Day:
     tasks: tuple[Task, ...]
     facts: tuple[Fact, ...]
     rules: tuple[Rule, ...]  # the course's and the day's own
-    questions: tuple[Question, ...]
+    questions: tuple[str, ...] = ()  # ids of its check questions; the function `questions` reads them
     compared: Compared | None = None  # None: the day has no model whose passes could be set side by side
     packages: tuple[str, ...] = ()  # that this day's modules and checks may import beside what all may
     test_packages: tuple[str, ...] = ()  # that its checks alone may import
@@ -313,7 +310,7 @@ def _day(folder: Path, course_rules: tuple[Rule, ...], clone: Clone) -> Day:
         tasks=tasks,
         facts=tuple(_fact(f) for f in r.tables("facts", default=[])),
         rules=course_rules + tuple(_rule(x) for x in r.tables("forbids", default=[])),
-        questions=tuple(_question(q) for q in r.tables("questions", default=[])),
+        questions=_question_ids(folder / QUESTIONS),
         compared=_compared(r.inner("compare")),
         packages=r.strings("packages", default=()),
         test_packages=r.strings("test_packages", default=()),
@@ -430,17 +427,6 @@ def _misconception(r: _Reader, modules: tuple[str, ...]) -> Misconception:
     return value
 
 
-def _question(r: _Reader) -> Question:
-    value = Question(
-        ask=r.text("ask"),
-        answer=r.text("answer"),
-        why=r.text("why", default=""),
-        choices=r.strings("choices", default=()),
-    )
-    r.done()
-    return value
-
-
 def _fact(r: _Reader) -> Fact:
     value = Fact(
         id=r.text("id"), text=" ".join(r.text("text").split()), symbols=r.strings("symbols", default=())
@@ -452,6 +438,104 @@ def _fact(r: _Reader) -> Fact:
 def _rule(r: _Reader) -> Rule:
     value = Rule(api=r.text("api"), why=r.text("why"), instead=r.text("instead"))
     r.done()
+    return value
+
+
+# ---- questions.toml
+
+
+def _question_ids(path: Path) -> tuple[str, ...]:
+    """The ids in a questions.toml, without the cost of reading TOML: `id` is the first key of each table."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ()
+    return tuple(re.findall(r'^\[\[questions\]\]\s*\nid = "([^"\n]+)"', text, re.MULTILINE))
+
+
+def questions(clone: Clone, day: Day) -> tuple[Question, ...]:
+    """The day's check questions; none when it has no questions.toml. Raises SpecError."""
+    path = day.folder / QUESTIONS
+    if not path.is_file():
+        return ()
+    reader = _Reader(path, clone)
+    found = tuple(_question(q) for q in reader.tables("questions"))
+    reader.done()
+    ids = [q.id for q in found]
+    for name in {i for i in ids if ids.count(i) > 1}:
+        reader.fail("questions", f"two are called '{name}'")
+    if tuple(ids) != day.questions:
+        reader.fail("questions", 'each table must begin with its id: [[questions]], then id = "..."')
+    return found
+
+
+# What each kind of question has besides id, kind, ask, why and wrong.
+_QUESTION_KEYS = {
+    "choice": {"answer", "vars", "cases", "where"},
+    "number": {"answer", "vars", "cases", "where", "worked", "unit", "tolerance"},
+    "shape": {"answer", "vars", "cases", "where", "worked"},
+    "line": {"answer", "code", "right", "module"},
+}
+
+
+def _question(r: _Reader) -> Question:
+    from .questions import Question, Wrong
+
+    identity, kind = r.text("id"), r.text("kind")
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", identity):
+        r.fail("id", f"'{identity}' is not of the form like-this")
+    r.place = f"{r.place}{identity}."
+    if kind not in _QUESTION_KEYS:
+        r.fail("kind", f"'{kind}' is none of {', '.join(_QUESTION_KEYS)}")
+    wrong = []
+    for w in r.tables("wrong", default=[]):
+        wrong.append(Wrong(w.text("answer"), w.text("says")))
+        w.done()
+    own = _QUESTION_KEYS[kind]
+    value = Question(
+        id=identity,
+        kind=kind,
+        ask=" ".join(r.text("ask").split()),
+        answer=r.text("answer"),
+        why=r.text("why"),
+        wrong=tuple(wrong),
+        worked=r.text("worked") if "worked" in own else "",
+        variables=_variables(r) if "vars" in own else {},
+        cases=_cases(r) if "cases" in own else (),
+        where=r.text("where", default="") if "where" in own else "",
+        unit=r.text("unit", default="") if "unit" in own else "",
+        tolerance=float(r.number("tolerance", default=0)) if "tolerance" in own else 0.0,
+        code=tuple(r.text("code", strip=False).strip("\n").split("\n")) if "code" in own else (),
+        right=r.text("right") if "right" in own else "",
+        module=r.text("module") if "module" in own else "",
+    )
+    r.done()
+    return value
+
+
+def _variables(r: _Reader) -> dict[str, tuple[Any, ...]]:
+    """`vars = {L = [16, 64], D = [64, 128]}`: the values from which each is drawn."""
+    table = r.table("vars", default={})
+    for name, values in table.items():
+        if not isinstance(values, list) or not values:
+            r.fail(f"vars.{name}", "must be a list of values to draw from")
+    return {name: tuple(_drawable(r, f"vars.{name}", v) for v in values) for name, values in table.items()}
+
+
+def _cases(r: _Reader) -> tuple[dict[str, Any], ...]:
+    """`cases = [{model = "Qwen2-7B", layers = 28}, ...]`: rows of values of which one is drawn."""
+    rows = r.list_of_tables("cases")
+    for row in rows:
+        if row.keys() != rows[0].keys():
+            r.fail("cases", "every row must have the same names")
+    return tuple({name: _drawable(r, f"cases.{name}", v) for name, v in row.items()} for row in rows)
+
+
+def _drawable(r: _Reader, key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_drawable(r, key, v) for v in value)
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        r.fail(key, f"{value!r} is neither a number nor a text nor a list of them")
     return value
 
 
@@ -494,6 +578,15 @@ class _Reader:
 
     def integer(self, key: str) -> int:
         return self._take(key, int, "a whole number", _MISSING)
+
+    def number(self, key: str, *, default: Any = _MISSING) -> float:
+        return self._take(key, int | float, "a number", default)
+
+    def list_of_tables(self, key: str) -> list[dict[str, Any]]:
+        value = self._take(key, list, "a list of tables", [])
+        if not all(isinstance(v, dict) for v in value):
+            self.fail(key, "must be a list of tables")
+        return value
 
     def strings(self, key: str, *, default: Any = _MISSING) -> tuple[str, ...]:
         value = self._take(key, list, "a list of strings", default)

@@ -766,24 +766,69 @@ def compare(day: str | None, prompt: str, model: str, solution: str, verbose: bo
 
 @main.command()
 @click.argument("day", required=False)
+@click.option("-n", "most", type=click.IntRange(min=1), help="Only so many (of several days: 10).")
+@click.option("--answers", is_flag=True, help="Show the questions with their answers; nothing is asked.")
+@click.option("--seed", default="", metavar="TEXT", help="The same numbers and order again.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; answers are still read from stdin.")
+@click.option("--no-progress", is_flag=True, help="Write no log and no tracker.")
 @reporting
-def quiz(day: str | None) -> None:
-    """The day's check questions; Enter shows each answer."""
+def quiz(
+    day: str | None, most: int | None, answers: bool, seed: str, as_json: bool, no_progress: bool
+) -> None:
+    """The check questions of DAY, with fresh numbers each time.
+
+    DAY is day1.3 or 1.3; week1 and all ask what is due. What was wrong last time comes first. Answers are
+    read from the terminal or, a line each, from a pipe.
+    """
+    from . import quiz_command
+
+    try:
+        context = Context()
+        screen = Screen(stderr=True) if as_json else context.screen
+        options = quiz_command.Options(day, most, answers, seed, as_json, not no_progress)
+        sys.exit(quiz_command.run(context.clone, context.course, screen, options))
+    except CourseError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps({"schema": 1, "exit_code": error.exit_code, "error": error.message}))
+        sys.exit(error.exit_code)
+
+
+@main.command()
+@click.argument("day", required=False)
+@reporting
+def note(day: str | None) -> None:
+    """Your journal page of DAY, in your editor.
+
+    A page has what the log knows of the day, kept up to date, and sections of your own below it.
+    """
+    from . import journal
+
     context = Context()
+    sys.exit(journal.open_page(context.clone, context.course, context.next_day(day), context.screen))
+
+
+@main.command()
+@click.argument("day", required=False)
+@click.option("--task", "number", type=int, metavar="N", help="The task (default: the first not passed).")
+@click.option("--install", is_flag=True, help="Write it to the files that assistants read by themselves.")
+@click.option("--uninstall", is_flag=True, help="Remove what --install wrote.")
+@reporting
+def tutor(day: str | None, number: int | None, install: bool, uninstall: bool) -> None:
+    """A brief that makes any AI assistant a tutor for DAY: it asks, and never hands over the solution."""
+    from . import tutor as tutoring
+
+    context = Context()
+    if install and uninstall:
+        raise UsageError("--install and --uninstall do not go together.")
+    if uninstall:
+        tutoring.uninstall(context.clone, context.screen)
+        return
     chosen = context.next_day(day)
-    screen = context.screen
-    screen.line(f"{chosen.name}  {chosen.title}", "bold")
-    ask = sys.stdin.isatty() and screen.console.is_terminal
-    for number, question in enumerate(chosen.questions, 1):
-        screen.line()
-        screen.paragraph(f"{number}. {question.ask}", "bold")
-        for letter, choice in zip("abcdefgh", question.choices, strict=False):
-            screen.labelled(f"{letter})", choice)
-        if ask:
-            click.pause("")
-        screen.labelled("answer", question.answer, "green")
-        if question.why:
-            screen.labelled("why", question.why)
+    if install:
+        tutoring.install(context.clone, context.course, chosen, context.screen)
+    else:
+        click.echo(tutoring.brief(context.clone, context.course, chosen, number), nl=False)
 
 
 @main.command()

@@ -19,7 +19,7 @@ STYLE = {
 
 
 def show(screen: Screen, clone: Clone, course: Course) -> None:
-    """Print every day by week: status, tasks passed, attempts, time, hints."""
+    """Print every day by week: status, tasks passed, attempts, time, hints, mastery."""
     events, unreadable = attempts.read(clone)
     hashes = standing.exercise_hashes(clone, course)
     days = standing.standings(course, events, hashes)
@@ -45,12 +45,14 @@ def show(screen: Screen, clone: Clone, course: Course) -> None:
 
 
 def _facts(row: Standing) -> str:
-    """ "3 attempts, 42 min, 1 hint", as far as there is something to say."""
+    """ "3 attempts, 42 min, 1 hint, 6 of 9 questions", as far as there is something to say."""
     facts = []
     if row.attempts:
         facts += [_count(row.attempts, "attempt"), duration(row.seconds)]
     if row.hints:
         facts.append(_count(row.hints, "hint"))
+    if row.answered:
+        facts.append(f"{row.mastered} of {row.questions} questions")
     return ", ".join(facts)
 
 

@@ -15,6 +15,8 @@ is "now broken".
 Time: all events that name a day, of all days together, in order of time. The gap before each goes to its
 day, unless it is longer than 30 minutes: then nobody gets it. The first event has no gap, so a day that
 was graded once has no time yet. Regression attempts are left out: nobody was working on their day.
+
+Mastery is the share of the day's check questions that were right when last answered.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from .attempts import Attempt, Diff, Event, Hint, Snapshot, TaskTally
+from .attempts import Answer, Attempt, Diff, Event, Hint, Snapshot, TaskTally
 from .files import MISSING, content_hash, short_hash
 from .report import Outcome, Verdict
 
@@ -95,6 +97,9 @@ class Standing(NamedTuple):
     edited: tuple[str, ...]  # modules that differ from what passed
     last_graded: Attempt | None  # the last counting attempt at the whole day
     retired: bool = False  # in the log, but no longer in the course
+    questions: int = 0  # check questions that the day has
+    answered: int = 0  # of these, how many have ever been answered
+    mastered: int = 0  # of these, how many were right when last answered
 
     @property
     def tasks_passed(self) -> int:
@@ -242,11 +247,12 @@ class _Subject(NamedTuple):
     week: int | None
     modules: tuple[str, ...]
     tasks: dict[int, tuple[str, int]]  # id -> title, checks
+    questions: tuple[str, ...] = ()
 
     @staticmethod
     def of(day: Day) -> _Subject:
         tasks = {t.id: (t.title, t.checks) for t in day.tasks}
-        return _Subject(day.id, day.title, day.week, day.modules, tasks)
+        return _Subject(day.id, day.title, day.week, day.modules, tasks, day.questions)
 
     @staticmethod
     def retired(day: str, events: Sequence[Event]) -> _Subject:
@@ -296,6 +302,9 @@ def _standing(
             )
         )
 
+    last_answers = latest_answers(events)
+    answers = [last_answers[q].right for q in subject.questions if q in last_answers]
+
     stands, edited = None, ()
     if passes:
         last = subject.state_in(passes[-1])
@@ -334,7 +343,15 @@ def _standing(
         edited=edited,
         last_graded=whole[-1] if whole else None,
         retired=subject.week is None,
+        questions=len(subject.questions),
+        answered=len(answers),
+        mastered=sum(answers),
     )
+
+
+def latest_answers(events: Iterable[Event]) -> dict[str, Answer]:
+    """The last answer to each question of one day, by its id; `events` are that day's, in order."""
+    return {e.question: e for e in events if isinstance(e, Answer)}
 
 
 def _counts(attempt: Attempt) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .catalog import Course
     from .clone import Clone
 
+JOURNALS = "journal"  # the folder in progress/ with a page for each day that has one (journal.py)
 END = b"<!-- tinyllm:end -->"
 NOTE_HEADINGS = (b"## Knowledge gaps", b"## Blockers and solutions", b"## Insights")
 
@@ -46,7 +47,6 @@ What I would tell somebody who starts this course tomorrow.
 _BEGIN = b"<!-- tinyllm:begin %s: written by tinyllm-grade; your own text goes outside this block -->"
 _BEGIN_LINE = re.compile(rb"^<!-- tinyllm:begin\b(?: ([0-9a-f]{12}):)?[^\n]*?-->", re.MULTILINE)
 _END_LINE = re.compile(rb"^" + re.escape(END), re.MULTILINE)
-_NOTE_LINE = re.compile(rb"^(?:" + b"|".join(map(re.escape, NOTE_HEADINGS)) + rb")[ \t\r]*$", re.MULTILINE)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -70,21 +70,43 @@ def update(clone: Clone, course: Course, *, patience: float = 2.0) -> Update:
     `patience` seconds. Raises EnvironmentFault when that was not enough, or when log or tracker cannot be
     read or written.
     """
-    path = tracker_path(clone)
-    with attempts.lock(clone), faults("progress/tiny-llm-tracker.md cannot be written"):
-        remove_leftovers(path)
+    with attempts.lock(clone):
         events, unreadable = attempts.read(clone)
         days = standings(course, events, exercise_hashes(clone, course))
-        block = render(course, days, unreadable)
+        block = render(course, days, unreadable, _journals(clone, days))
+        saved = put_block(clone, tracker_path(clone), block, NOTES, NOTE_HEADINGS, patience)
+    return Update(days, tuple(unreadable), saved)
+
+
+def put_block(
+    clone: Clone,
+    path: Path,
+    block: bytes,
+    notes: bytes,
+    headings: Sequence[bytes],
+    patience: float = 2.0,
+) -> Path | None:
+    """Make `block` the block of a file in progress/; where a block edited by hand is kept, if it was.
+
+    For a caller who holds the lock of progress/. notes, headings: see `splice`.
+    """
+    shown = clone.relative(path)
+    with faults(f"{shown} cannot be written"):
+        path.parent.mkdir(exist_ok=True)
+        remove_leftovers(path)
         give_up = time.monotonic() + patience
         while True:
             old = _settled(path)
-            new, replaced = splice(old, block)
-            saved = _save(clone, replaced) if replaced else None
+            new, replaced = splice(old, block, notes, headings)
+            saved = _save(clone, path.stem.removeprefix("tiny-llm-"), replaced) if replaced else None
             if new == old or replace_if_unchanged(path, old, new):
-                return Update(days, tuple(unreadable), saved)
+                return saved
             if time.monotonic() > give_up:
-                raise EnvironmentFault("progress/tiny-llm-tracker.md is being written all the time.")
+                raise EnvironmentFault(f"{shown} is being written all the time.")
+
+
+def _journals(clone: Clone, days: Sequence[Standing]) -> set[str]:
+    return {s.day for s in days if (clone.progress / JOURNALS / f"day{s.day}.md").is_file()}
 
 
 def pristine(course: Course) -> bytes:
@@ -101,10 +123,10 @@ def _settled(path: Path) -> bytes | None:
     return data
 
 
-def _save(clone: Clone, block: bytes) -> Path:
+def _save(clone: Clone, stem: str, block: bytes) -> Path:
     folder = clone.progress / "saved"
     folder.mkdir(exist_ok=True)
-    path = folder / f"tracker-{short_hash(block)}.md"
+    path = folder / f"{stem}-{short_hash(block)}.md"
     write_atomically(path, block)
     return path
 
@@ -112,14 +134,17 @@ def _save(clone: Clone, block: bytes) -> Path:
 # --- the file around the block
 
 
-def splice(old: bytes | None, block: bytes) -> tuple[bytes, bytes]:
+def splice(
+    old: bytes | None, block: bytes, notes: bytes = NOTES, headings: Sequence[bytes] = NOTE_HEADINGS
+) -> tuple[bytes, bytes]:
     """The file `old` with `block` in place of its block, and the old block if somebody had edited it.
 
-    `old` None or empty gives a new file with the note sections. The second value is b"" for a block of ours.
+    `old` None or empty gives a new file with `notes`, whose `headings` begin what is the learner's. The
+    second value is b"" for a block of ours.
     """
     if not old:
-        return block + b"\n" + NOTES, b""
-    found = _find(old)
+        return block + b"\n" + notes, b""
+    found = _find(old, headings)
     if found is None:
         top = len(_BOM) if old.startswith(_BOM) else 0
         newline = b"\r\n" if b"\r\n" in old else b"\n"
@@ -134,7 +159,7 @@ def _with_newlines(block: bytes, newline: bytes) -> bytes:
     return block.replace(b"\n", newline)
 
 
-def _find(data: bytes) -> tuple[int, int, bool] | None:
+def _find(data: bytes, headings: Sequence[bytes]) -> tuple[int, int, bool] | None:
     """Where the block begins and ends, and whether its checksum holds; None when there is no block.
 
     The first pair of markers with a true checksum is the block, wherever it stands. Without one, the
@@ -144,7 +169,7 @@ def _find(data: bytes) -> tuple[int, int, bool] | None:
     # `^` does not match after a byte order mark, so the search starts behind it, in bytes of its own.
     text = data[top:]
     ends = [m.start() for m in _END_LINE.finditer(text)]
-    note = _NOTE_LINE.search(text)
+    note = re.search(rb"^(?:" + b"|".join(map(re.escape, headings)) + rb")[ \t\r]*$", text, re.MULTILINE)
     edited = None
     begins = list(_BEGIN_LINE.finditer(text))
     for i, begin in enumerate(begins):
@@ -169,10 +194,13 @@ def _checksum(body: bytes) -> str:
 # --- the block
 
 
-def render(course: Course, days: Sequence[Standing], unreadable: Sequence[int] = ()) -> bytes:
+def render(
+    course: Course, days: Sequence[Standing], unreadable: Sequence[int] = (), journals: Collection[str] = ()
+) -> bytes:
     """The block with its marker lines, without a newline after the last. The same input gives the same bytes.
 
     days: what standing.standings gives. unreadable: numbers of the log's lines that are no event.
+    journals: the days that have a journal page, which is linked to.
     """
     current = [s for s in days if not s.retired]
     retired = [s for s in days if s.retired]
@@ -181,13 +209,18 @@ def render(course: Course, days: Sequence[Standing], unreadable: Sequence[int] =
         numbers = ", ".join(map(str, unreadable))
         parts.append(f"Left out: lines of progress/attempts.jsonl that cannot be read ({numbers}).")
     for week, title in sorted(course.weeks.items()):
-        boxes = [_checklist(s) for s in current if s.week == week]
+        boxes = [_checklist(s, s.day in journals) for s in current if s.week == week]
         if boxes:
             parts += [f"## Week {week}: {_text(title)}", "\n".join(boxes)]
     if retired:
         parts += ["## No longer in the course", "Kept from the log of earlier versions.", _table(retired)]
     # A lone surrogate, which JSON can hold, must not stop the tracker.
     body = ("\n" + "\n\n".join(parts) + "\n").encode(errors="replace")
+    return marked(body)
+
+
+def marked(body: bytes) -> bytes:
+    """A block: `body` between the marker lines, with its checksum."""
     return _BEGIN % _checksum(body).encode() + body + END
 
 
@@ -200,6 +233,7 @@ What the columns say (– is nothing yet; dates are in UTC):
 - **Tasks**: those that passed when last graded, of all; with the best so far where that was more.
 - **Attempts**: gradings of your own code. **Time**: from each event of the log to the next, pauses over
   30 minutes left out. **Hints**: different hints taken.
+- **Mastery**: check questions that were right when last answered (`tinyllm-grade quiz`), of the day's all.
 - **Reference**: whether you first looked at the reference before or after the day first passed, and when.
 - **Passed**, **Snapshot**, **Files**: when these files first passed, the snapshot that holds them
   (`tinyllm-grade history` lists all), and the start of their SHA-256."""
@@ -212,12 +246,13 @@ _COLUMNS = (
     "Attempts",
     "Time",
     "Hints",
+    "Mastery",
     "Reference",
     "Passed",
     "Snapshot",
     "Files",
 )
-_NUMBERS = {"Tasks", "Attempts", "Time", "Hints"}  # aligned to the right
+_NUMBERS = {"Tasks", "Attempts", "Time", "Hints", "Mastery"}  # aligned to the right
 _NOTHING = "–"
 
 
@@ -267,6 +302,7 @@ def _row(s: Standing) -> tuple[str, ...]:
         str(s.attempts) if s.attempts else _NOTHING,
         duration(s.seconds) if s.seconds else _NOTHING,
         str(s.hints) if s.hints else _NOTHING,
+        f"{s.mastered}/{s.questions}" if s.answered else _NOTHING,
         _NOTHING if s.looked is Looked.NO else looked,
         f"{s.passed.at:%Y-%m-%d}" if s.passed else _NOTHING,
         s.passed.snapshot[:10] if s.passed else "",
@@ -275,14 +311,15 @@ def _row(s: Standing) -> tuple[str, ...]:
     return tuple(_text(c).replace("|", "\\|") or _NOTHING for c in cells)
 
 
-def _checklist(s: Standing) -> str:
+def _checklist(s: Standing, has_journal: bool = False) -> str:
     notes = {
         Status.EDITED: "edited since it passed: grade it again",
         Status.BROKEN: "passed before, fails now",
         Status.PARTIAL: "everything that could run has passed",
     }
     note = f" ({notes[s.status]})" if s.status in notes else ""
-    lines = [f"- {_box(s.finished)} day {_text(s.day)} {_text(s.title)}{note}"]
+    journal = f" ([journal]({JOURNALS}/day{s.day}.md))" if has_journal else ""
+    lines = [f"- {_box(s.finished)} day {_text(s.day)} {_text(s.title)}{journal}{note}"]
     lines += [f"  - {_box(t.passed)} task {t.id}: {_text(t.title)}{_task_note(t)}" for t in s.tasks]
     return "\n".join(lines)
 

@@ -16,6 +16,8 @@ def differs(clone: Clone, course: Course) -> list[str]:
         problems.append("progress/tiny-llm-tracker.md is not the fresh one")
     if read_or_none(attempts.log_path(clone)):
         problems.append("progress/attempts.jsonl has attempts in it")
+    if (clone.progress / tracker.JOURNALS).exists():
+        problems.append("progress/journal has pages in it")
     return problems
 
 

@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..catalog import Day, Misconception
+from ..catalog import QUESTIONS, Day, Misconception, questions
 from ..clone import Clone
 from ..errors import SpecError
+from . import question_checks
 from .mutants import misconceived
 
 MISCONCEPTIONS = 4  # at least, a task
 HINTS = 3
-QUESTIONS = 5
 CODE_COLUMNS = 80
 LESSON_SECONDS = 120
 QUESTIONS_HEADING = "Questions of the day"
@@ -34,12 +34,17 @@ def problems(clone: Clone, days: Sequence[Day]) -> list[str]:
     for day in days:
         spec = clone.relative(day.folder / "checkpoint.toml")
         found += [f"{spec}: {problem}" for problem in _spec_problems(clone, day)]
+        asked = questions(clone, day)
+        shown = clone.relative(day.folder / QUESTIONS)
+        found += [f"{shown}: {problem}" for problem in question_checks.problems(clone, asked)]
         lesson = _Lesson.read(day.lesson)
         shown = clone.relative(day.lesson)
         if lesson is None:
             found.append(f"{shown} is missing.")
         else:
             found += [f"{shown}: {problem}" for problem in _lesson_problems(day, lesson)]
+            section = _normalised(lesson.sections.get(QUESTIONS_HEADING, ""))
+            found += [f"{shown}: {p}" for p in question_checks.lesson_problems(day, asked, section)]
             found += [f"{shown}:{problem}" for problem in _code_problems(lesson)]
         found += _test_problems(clone, day)
         found += [f"{spec}: {problem}" for problem in _fact_problems(clone, day)]
@@ -50,11 +55,6 @@ def problems(clone: Clone, days: Sequence[Day]) -> list[str]:
 
 
 def _spec_problems(clone: Clone, day: Day) -> Iterator[str]:
-    if len(day.questions) < QUESTIONS:
-        yield f"questions: {len(day.questions)}, and a day has at least {QUESTIONS}"
-    for question in day.questions:
-        if question.choices and question.answer not in question.choices:
-            yield f"question '{question.ask}': its answer is not among its choices"
     for name in sorted({f.id for f in day.facts if [g.id for g in day.facts].count(f.id) > 1}):
         yield f"two facts are called '{name}'"
     for task in day.tasks:
@@ -136,12 +136,8 @@ class _Lesson:
 
 
 def _lesson_problems(day: Day, lesson: _Lesson) -> Iterator[str]:
-    asked = _normalised(lesson.sections.get(QUESTIONS_HEADING, ""))
     if QUESTIONS_HEADING not in lesson.headings:
         yield f"has no section '{QUESTIONS_HEADING}'"
-    for question in day.questions:
-        if _normalised(question.ask) not in asked:
-            yield f"the question '{question.ask}' is not in its section '{QUESTIONS_HEADING}'"
     for task in day.tasks:
         for mistake in task.misconceptions:
             if mistake.lesson not in lesson.headings:

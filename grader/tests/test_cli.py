@@ -389,14 +389,6 @@ def test_doctor_says_what_is_here(course: Toy) -> None:
     assert "MISSING    this program" in done.stdout
 
 
-def test_quiz_asks_and_answers(course: Toy) -> None:
-    question = '[[questions]]\nask = "What is 1 + 1?"\nanswer = "2"\nwhy = "Count."\nchoices = ["1", "2"]\n'
-    course.write("checkpoints/day1_1/checkpoint.toml", f"{toy.DAY_1}\n{question}")
-    output = course.grade("quiz", "1.1").stdout
-    assert "1. What is 1 + 1?" in output
-    assert re.search(r"b\) +2\n +answer +2\n +why +Count\.", output)
-
-
 def test_help_and_version(course: Toy) -> None:
     assert "130 interrupted" in " ".join(course.grade("--help").stdout.split())
     assert "--borrow DAY" in course.grade("grade", "--help").stdout

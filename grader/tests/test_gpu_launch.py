@@ -69,10 +69,6 @@ goal = "Add."
 checks = 2
 symbols = ["kernels/add.metal::add"]
 hints = ["?", "?", "?"]
-[[questions]]
-ask = "?"
-answer = "!"
-why = "because"
 """
 
 MODULE = '''"""Launches."""

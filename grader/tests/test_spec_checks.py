@@ -11,10 +11,13 @@ from tinyllm.grader import catalog
 from tinyllm.grader.authoring import spec_checks
 from tinyllm.grader.authoring.cli import main
 from tinyllm.grader.clone import Clone
+from tinyllm.grader.errors import SpecError
+from tinyllm.grader.tests import toy
 
 SPEC = "checkpoints/day1_1/checkpoint.toml"
 LESSON = "checkpoints/day1_1/lesson.md"
 TESTS = "checkpoints/day1_1/test_it.py"
+QUESTIONS = "checkpoints/day1_1/questions.toml"
 
 FACT = "add(a, b) is the sum of its two arguments."
 
@@ -73,8 +76,8 @@ says = "This is what you get when you subtract."
 lesson = "Pitfalls"
 """
         for n in range(1, 5)
-    )
-    + "".join(f'\n[[questions]]\nask = "What is {n} + {n}?"\nanswer = "{2 * n}"\n' for n in range(5)),
+    ),
+    QUESTIONS: toy.questions("week1/toy.py", "total = a - b", "total = a + b"),
     LESSON: """\
 # Toy
 
@@ -100,14 +103,15 @@ assert total.item() == 3  # a name of the block before
 
 ## Questions of the day
 
-1. What is 0 + 0?
-2. What is 1 + 1?
-3. What is 2 +
-   2?
+`tinyllm-grade quiz day1.1` asks them.
+
+1. What is a + b?
+2. How many bytes are 1024 float32
+   numbers?
 
 ### The last two
 
-What is 3 + 3? What is 4 + 4?
+x has the shape (7, 5). Which shape have its row sums? What is twice two?
 """,
     TESTS: '''\
 from tinyllm.grader.testing import check, task
@@ -159,22 +163,34 @@ def test_a_day_that_fits_together_has_no_problems(clone: Clone) -> None:
 
 WRONG = [
     (
-        SPEC,
-        'ask = "What is 4 + 4?"\n',
+        QUESTIONS,
+        'ask = "What is twice two?"\n',
         'ask = "What is 9?"\n',
-        f"{LESSON}: the question 'What is 9?' is not in its",
+        f"{LESSON}: the question 'twice' is not in the section of questions: What is 9?",
+    ),
+    (LESSON, "(7, 5)", "(7, 6)", f"{LESSON}: the question 'rows' is not in the section of questions"),
+    (LESSON, "quiz day1.1", "quiz day1.2", f"{LESSON}: the section of questions does not name"),
+    (QUESTIONS, 'answer = "4 * n"', 'answer = "4 * m"', f"{QUESTIONS}: bytes: a formula has no value: 'm'"),
+    (QUESTIONS, 'answer = "2 * n"', 'answer = "8 * n // 2"', f"{QUESTIONS}: bytes: a wrong answer is right"),
+    (QUESTIONS, 'answer = "2 * n"', 'answer = "n"', f"{QUESTIONS}: bytes: two wrong answers are the same"),
+    (QUESTIONS, "bytes = {4 * n:,}", "bytes = {3 * n:,}", f"{QUESTIONS}: bytes: worked: the answer"),
+    (QUESTIONS, 'answer = "4 * n"', 'answer = "4.3 * n"', f"{QUESTIONS}: bytes: tolerance: "),
+    (QUESTIONS, "n = [256, 1024, 4096]", "n = [256]", f"{QUESTIONS}: bytes: 1 ways to draw it"),
+    (QUESTIONS, "D = [5, 11]", "D = [5, 11], N = [1, 2]", f"{QUESTIONS}: rows: 'N' is drawn and never used"),
+    (QUESTIONS, 'answer = "(L, 1)"', 'answer = "(L, 0.5)"', f"{QUESTIONS}: rows: no shape"),
+    (QUESTIONS, 'answer = "two"', 'answer = "Four"', f"{QUESTIONS}: twice: two choices are the same"),
+    (QUESTIONS, "total = a - b", "total = a + b", f"{QUESTIONS}: line: right: it is the line that is shown"),
+    (
+        QUESTIONS,
+        'right = "total = a + b"',
+        'right = "total = b + a"',
+        f"{QUESTIONS}: line: code: with line 1 mended it does not stand in reference/week1/toy.py",
     ),
     (
-        SPEC,
-        '\n[[questions]]\nask = "What is 4 + 4?"\nanswer = "8"\n',
-        "",
-        f"{SPEC}: questions: 4, and a day has at least 5",
-    ),
-    (
-        SPEC,
-        'answer = "8"\n',
-        'answer = "8"\nchoices = ["1", "2"]\n',
-        f"{SPEC}: question 'What is 4 + 4?': its answer is not among its choices",
+        QUESTIONS,
+        'code = "total = a - b"',
+        'code = "total = a - b\\nreturn total"',
+        f"{QUESTIONS}: line: wrong: line 2 has no sentence: return total",
     ),
     (SPEC, "checks = 1", "checks = 0", f"{SPEC}: task 1: checks must be the number of its tests"),
     (SPEC, '"a?", ', "", f"{SPEC}: task 1: 2 hints, and a task has at least 3"),
@@ -275,6 +291,39 @@ WRONG = [
 def test_each_problem_is_named(clone: Clone, relative: str, old: str, new: str, problem: str) -> None:
     _change(clone, relative, old, new)
     assert [line for line in _problems(clone) if line.startswith(problem)]
+
+
+def test_a_day_has_five_questions_of_three_kinds(clone: Clone) -> None:
+    text = (clone.root / QUESTIONS).read_text()
+    _put(clone, QUESTIONS, text[: text.index('[[questions]]\nid = "twice"')])
+    problems = _problems(clone)
+    assert f"{QUESTIONS}: 3 questions, and a day has at least 5" in problems
+    assert f"{QUESTIONS}: only number, shape: a day has at least 3 kinds of questions" in problems
+
+
+def test_a_wrong_line_that_is_in_the_reference_is_no_question(clone: Clone) -> None:
+    _change(clone, "reference/week1/toy.py", "    return total", "    total = a - b\n    return total")
+    assert f"{QUESTIONS}: line: code: as it is shown it stands in reference/week1/toy.py" in _problems(clone)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "shape"', 'kind = "essay"', "questions[2].rows.kind: 'essay' is none of"),
+        ('unit = "bytes"', 'units = "bytes"', "questions[1].bytes.units: is not a key this file can have"),
+        ('id = "rows"', 'id = "sum"', "two are called 'sum'"),
+        ("n = [256, 1024, 4096]", "n = 256", "vars.n: must be a list"),
+        ('id = "bytes"\nkind = "number"', 'kind = "number"\nid = "bytes"', "must begin with its id"),
+    ],
+)
+def test_a_file_of_questions_that_cannot_be_read_is_named(
+    clone: Clone, old: str, new: str, message: str
+) -> None:
+    _change(clone, QUESTIONS, old, new)
+    with pytest.raises(SpecError) as error:
+        _problems(clone)
+    assert error.value.message.startswith(QUESTIONS)
+    assert message in error.value.message
 
 
 def test_three_misconceptions_are_too_few(clone: Clone) -> None:

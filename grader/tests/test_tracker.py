@@ -149,6 +149,7 @@ def test_a_day_that_passed(clone, course):
         "Attempts": "2",
         "Time": "1 h 20 min",
         "Hints": "1",
+        "Mastery": "–",
         "Reference": "before passing, 2026-05-04",
         "Passed": "2026-05-04",
         "Snapshot": "0123456789",

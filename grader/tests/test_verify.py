@@ -17,6 +17,7 @@ from tinyllm.grader.catalog import Misconception, Symbol
 from tinyllm.grader.clone import Clone
 from tinyllm.grader.errors import SpecError
 from tinyllm.grader.report import CheckResult, DayReport, Failure, Outcome, TaskResult, Verdict, verdict_of
+from tinyllm.grader.tests import toy
 
 COURSE = """
 title = "Toy"
@@ -99,8 +100,8 @@ Plus is not times.
 
 ## Questions of the day
 
-What is 0 + 0? What is 1 + 1? What is 2 + 2? What is 3 + 3? What is 4 + 4?
 """
+LESSON += f"{toy.ASKED}\n"
 
 
 def _misconception(name: str, replace: str, find: str = "return x + x") -> str:
@@ -116,8 +117,10 @@ SOUND_EXTRAS = (
     + _misconception("thrice", "return x + x + x")
     + _misconception("raised", "return x.no_such_attribute")
     + '\n[[facts]]\nid = "twice"\ntext = "double(x) is x + x."\nsymbols = ["double"]\n'
-    + "".join(f'\n[[questions]]\nask = "What is {n} + {n}?"\nanswer = "{2 * n}"\n' for n in range(5))
 )
+
+
+QUESTIONS = toy.questions("week1/toy.py", "return x * x", "return x + x")
 
 
 @pytest.fixture
@@ -127,6 +130,7 @@ def clone(tmp_path: Path) -> Clone:
     _put(clone, "checkpoints/course.toml", COURSE)
     _put(clone, "checkpoints/day1_1/checkpoint.toml", SOUND_SPEC + SOUND_EXTRAS)
     _put(clone, "checkpoints/day1_1/test_toy.py", SOUND_TESTS)
+    _put(clone, "checkpoints/day1_1/questions.toml", QUESTIONS)
     _put(clone, "checkpoints/day1_1/lesson.md", LESSON)
     _put(clone, "reference/__init__.py", "")
     _put(clone, "reference/week1/__init__.py", "")

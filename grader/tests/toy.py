@@ -178,6 +178,72 @@ class Mean:
         raise NotImplementedError("day 1.2, task 1: Mean.__call__")
 '''
 
+# A day's check questions of every kind; the wrong line is put where MODULE, SHOWN and RIGHT stand.
+QUESTIONS = """
+[[questions]]
+id = "sum"
+kind = "number"
+ask = "What is {a} + {b}?"
+vars = { a = [2, 3, 5], b = [10, 20] }
+answer = "a + b"
+wrong = [{ answer = "a * b", says = "That is {a} times {b}." }, { answer = "b - a", says = "That is less." }]
+worked = "{a} + {b} = {a + b}"
+why = "Count."
+
+[[questions]]
+id = "bytes"
+kind = "number"
+ask = "How many bytes are {n} float32 numbers?"
+vars = { n = [256, 1024, 4096] }
+answer = "4 * n"
+unit = "bytes"
+wrong = [{ answer = "n", says = "That is how many." }, { answer = "2 * n", says = "That is float16." }]
+worked = "{n} * 4 bytes = {4 * n:,}"
+why = "Each takes four."
+
+[[questions]]
+id = "rows"
+kind = "shape"
+ask = "x has the shape ({L}, {D}). Which shape have its row sums?"
+vars = { L = [3, 7, 64], D = [5, 11] }
+answer = "(L,)"
+wrong = [
+    { answer = "(D,)", says = "Those are the columns." },
+    { answer = "(L, 1)", says = "That is with keepdims." },
+]
+worked = "one number a row: {(L,)}"
+why = "The summed axis goes."
+
+[[questions]]
+id = "twice"
+kind = "choice"
+ask = "What is twice two?"
+answer = "four"
+wrong = [{ answer = "two", says = "That is once." }, { answer = "twenty-two", says = "That is two twos." }]
+why = "Two and two."
+
+[[questions]]
+id = "line"
+kind = "line"
+ask = "Which line is wrong?"
+module = "MODULE"
+code = "SHOWN"
+right = "RIGHT"
+answer = "1"
+why = "Look closely."
+"""
+
+ASKED = (
+    "What is a + b? How many bytes are 1024 float32 numbers? x has the shape (L, D). Which shape have its "
+    "row sums? What is twice two? `tinyllm-grade quiz day1.1` asks."
+)
+
+
+def questions(module: str, shown: str, right: str) -> str:
+    """A questions.toml for a reference module in which the line `right` stands."""
+    return QUESTIONS.replace("MODULE", module).replace("SHOWN", shown).replace("RIGHT", right)
+
+
 LESSON = "# Sums\n\n`double` keeps its input's dtype.\n"
 
 
