@@ -52,10 +52,10 @@ struct Arranged {
   static constexpr size_t P = 32 / bits; // weights of a word
 
   std::vector<float> numbers; // (I / (W P), P, W)
-  std::vector<float> sums; // of each group of a, (I / group_size)
+  std::vector<float> sums; // of the numbers that meet one word, (I / P): a lane has its own
 
   template <typename T>
-  Arranged(const T* a, size_t I, size_t group_size) : numbers(I), sums(I / group_size) {
+  Arranged(const T* a, size_t I) : numbers(I), sums(I / P) {
     // [task 5
     throw NotWritten("day 2.2, task 5: quantized_matmul");  // write this part
     // task 5]
@@ -74,25 +74,26 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
   // task 5]
 }
 
-// run(W, bits) as compile-time numbers. A vector must not reach over the end of a group: 4 words where 8 would.
-template <typename Run>
-void with_layout(size_t bits, size_t group_size, const Run& run) {
-  if (bits == 8) {
-    run.template operator()<8, 8>();
-  } else if (group_size == 32) {
-    run.template operator()<4, 4>();
-  } else {
-    run.template operator()<8, 4>();
+// run(W, bits) as compile-time numbers, W the widest vector that fits: a row is a whole number of vectors, and a half of
+// a vector does not reach over the end of a group.
+template <size_t W, typename T, typename Run>
+void with_width(const QuantizedMatmul<T>& call, const Run& run) {
+  const size_t weights = W * 32 / call.bits; // of a vector
+  if constexpr (W > 4) {
+    if (call.I % weights != 0 || call.group_size % (weights / 2) != 0) {
+      return with_width<W / 2>(call, run);
+    }
   }
+  call.bits == 8 ? run.template operator()<W, 8>() : run.template operator()<W, 4>();
 }
 
 } // namespace
 
 template <typename T>
 void quantized_matmul_vector(const QuantizedMatmul<T>& call) {
-  with_layout(call.bits, call.group_size, [&]<size_t W, size_t bits>() {
+  with_width<kLanes>(call, [&]<size_t W, size_t bits>() {
     for (size_t m = 0; m < call.M; ++m) {
-      const Arranged<W, bits> a(call.a + m * call.I, call.I, call.group_size);
+      const Arranged<W, bits> a(call.a + m * call.I, call.I);
       some_outputs<W, bits>(call, a, call.out + m * call.O, 0, call.O);
     }
   });

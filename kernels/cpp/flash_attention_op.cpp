@@ -57,22 +57,8 @@ Matrices<T> matrices(const mx::array& x, mx::cpu::CommandEncoder& encoder) {
     const auto stride = [&](int axis) { return static_cast<size_t>(strides[axis]); };
     return {x.data<T>(), stride(0), stride(1), stride(2)};
   }
-  mx::array copy(x.shape(), x.dtype(), nullptr, {});
-  copy.set_data(mx::allocator::malloc(copy.nbytes()));
-  encoder.add_temporary(copy);
-  encoder.dispatch([from = x.data<T>(), to = copy.data<T>(), shape = x.shape(), strides = x.strides()]() mutable {
-    for (int b = 0; b < shape[0]; ++b) {
-      for (int h = 0; h < shape[1]; ++h) {
-        for (int row = 0; row < shape[2]; ++row) {
-          for (int column = 0; column < shape[3]; ++column) {
-            *to++ = from[b * strides[0] + h * strides[1] + row * strides[2] + column * strides[3]];
-          }
-        }
-      }
-    }
-  });
   const size_t row = size_of(3);
-  return {copy.data<T>(), size_of(1) * size_of(2) * row, size_of(2) * row, row};
+  return {in_order<T>(x, encoder), size_of(1) * size_of(2) * row, size_of(2) * row, row};
 }
 
 void FlashAttentionNode::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {

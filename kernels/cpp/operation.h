@@ -13,7 +13,9 @@
 #include <vector>
 
 #include "bodies.h"
+#include "mlx/allocator.h"
 #include "mlx/array.h"
+#include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 #include "mlx/scheduler.h"
 
@@ -71,10 +73,33 @@ void with_type(mlx::core::Dtype dtype, const Run& run) {
   }
 }
 
-// x with its elements side by side, in order. Weights are so already, and get no node of the graph to say it: every
-// node costs microseconds, and a model has hundreds of weights.
-inline mlx::core::array in_order(const mlx::core::array& x, mlx::core::Stream stream) {
-  return x.is_available() && x.flags().row_contiguous ? x : mlx::core::contiguous(x, false, stream);
+// The numbers of x side by side, in order: its own where they are so already, else those of a copy that is made when
+// the kernel's turn comes. Asked when x is computed, not when the graph is made: then it would take a node of the graph
+// for each input, and a node costs microseconds.
+template <typename T>
+const T* in_order(const mlx::core::array& x, mlx::core::cpu::CommandEncoder& encoder) {
+  if (x.flags().row_contiguous) {
+    return x.data<T>();
+  }
+  mlx::core::array copy(x.shape(), x.dtype(), nullptr, {});
+  copy.set_data(mlx::core::allocator::malloc(copy.nbytes()));
+  encoder.add_temporary(copy);
+  encoder.dispatch([from = x.data<T>(), to = copy.data<T>(), size = x.size(), shape = x.shape(), strides = x.strides()] {
+    std::vector<int64_t> index(shape.size());
+    int64_t place = 0; // of `index` in x
+    for (size_t i = 0; i < size; ++i) {
+      to[i] = from[place];
+      for (size_t axis = shape.size(); axis-- > 0;) { // one on, as an odometer goes
+        place += strides[axis];
+        if (++index[axis] < shape[axis]) {
+          break;
+        }
+        place -= index[axis] * strides[axis];
+        index[axis] = 0;
+      }
+    }
+  });
+  return copy.data<T>();
 }
 
 inline bool is_supported(mlx::core::Dtype dtype) {

@@ -76,10 +76,10 @@ void QuantizedMatmulNode::eval_cpu(const std::vector<mx::array>& inputs, std::ve
   encoder.set_output_array(out);
   with_type(out.dtype(), [&]<typename T>(T) {
     QuantizedMatmul<T> call;
-    call.a = inputs[0].data<T>();
-    call.packed = inputs[1].data<uint32_t>();
-    call.scales = inputs[2].data<T>();
-    call.biases = inputs[3].data<T>();
+    call.a = in_order<T>(inputs[0], encoder);
+    call.packed = in_order<uint32_t>(inputs[1], encoder);
+    call.scales = in_order<T>(inputs[2], encoder);
+    call.biases = in_order<T>(inputs[3], encoder);
     call.out = out.data<T>();
     call.I = inputs[0].shape(-1);
     call.O = inputs[1].shape(0);
@@ -140,7 +140,7 @@ mx::array quantized_matmul_op(
       shape,
       a.dtype(),
       std::make_shared<QuantizedMatmulNode>(stream, group_size, bits, version),
-      {in_order(a, stream), in_order(packed, stream), in_order(scales, stream), in_order(biases, stream)});
+      {a, packed, scales, biases});
 }
 
 } // namespace tinyllm

@@ -49,7 +49,7 @@ struct Lanes {
   // loop of few operations a number.
   static Floats once(Floats v) {
 #if defined(__x86_64__)
-    asm("" : "+x"(v));
+    asm("" : "+v"(v));
 #elif defined(__aarch64__)
     asm("" : "+w"(v));
 #endif
@@ -60,6 +60,14 @@ struct Lanes {
   }
   static Floats all(float x) {
     return x - Floats{};
+  }
+  // `low` in the first half of the lanes, `high` in the other.
+  static Floats halves(float low, float high) {
+    Ints second;
+    for (int i = 0; i < W; ++i) {
+      second[i] = i < W / 2 ? 0 : -1;
+    }
+    return second ? all(high) : all(low);
   }
   // Each lane's number as a float. The words are below 2^31.
   static Floats to_floats(Words v) {

@@ -94,10 +94,10 @@ struct Arranged {
   static constexpr size_t P = 32 / bits; // weights of a word
 
   std::vector<float> numbers; // (I / (W P), P, W)
-  std::vector<float> sums; // of each group of a, (I / group_size)
+  std::vector<float> sums; // of the numbers that meet one word, (I / P): a lane has its own
 
   template <typename T>
-  Arranged(const T* a, size_t I, size_t group_size) : numbers(I), sums(I / group_size) {
+  Arranged(const T* a, size_t I) : numbers(I), sums(I / P) {
     // [task 5
     for (size_t vector = 0; vector < I; vector += W * P) {
       for (size_t j = 0; j < P; ++j) {
@@ -108,10 +108,8 @@ struct Arranged {
         }
       }
     }
-    for (size_t g = 0; g < sums.size(); ++g) {
-      for (const T* x = a + g * group_size; x != a + (g + 1) * group_size; ++x) {
-        sums[g] += static_cast<float>(*x);
-      }
+    for (size_t i = 0; i < I; ++i) {
+      sums[i / P] += static_cast<float>(a[i]);
     }
     // task 5]
   }
@@ -131,40 +129,40 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
   constexpr uint32_t mask = (1u << bits) - 1;
   const size_t words = call.I / P; // of a row of w
   const size_t groups = call.I / call.group_size;
-  const size_t vectors = call.group_size / (W * P); // of a group
   const size_t ahead = std::max(kAhead, R * words); // long rows: the same place in the next four
 
   const auto block = [&]<size_t rows>(size_t o) {
     typename Vector::Floats totals[rows] = {};
-    float offsets[rows] = {};
-    for (size_t g = 0; g < groups; ++g) {
+    for (size_t first = 0; first < words; first += W) { // a vector of words
+      const float* numbers = a.numbers.data() + first * P;
+      typename Vector::Words word[rows];
       typename Vector::Floats sum[rows] = {};
-      for (size_t v = g * vectors; v < (g + 1) * vectors; ++v) {
-        const float* numbers = a.numbers.data() + v * W * P;
-        typename Vector::Words word[rows];
+      for (size_t r = 0; r < rows; ++r) {
+        const uint32_t* from = call.packed + (o + r) * words + first;
+        word[r] = Vector::load(from);
+        __builtin_prefetch(from + ahead);
+      }
+      for (size_t j = 0; j + 1 < P; ++j) {
+        const auto of_a = Vector::once(Vector::load(numbers + j * W));
         for (size_t r = 0; r < rows; ++r) {
-          const uint32_t* from = call.packed + (o + r) * words + v * W;
-          word[r] = Vector::load(from);
-          __builtin_prefetch(from + ahead);
-        }
-        for (size_t j = 0; j + 1 < P; ++j) {
-          const auto of_a = Vector::once(Vector::load(numbers + j * W));
-          for (size_t r = 0; r < rows; ++r) {
-            sum[r] += of_a * Vector::to_floats(word[r] & (mask << (bits * j)));
-          }
-        }
-        const auto of_a = Vector::once(Vector::load(numbers + (P - 1) * W));
-        for (size_t r = 0; r < rows; ++r) {
-          sum[r] += of_a * Vector::to_floats(word[r] >> (bits * (P - 1)));
+          sum[r] += of_a * Vector::to_floats(word[r] & (mask << (bits * j)));
         }
       }
+      const auto of_a = Vector::once(Vector::load(numbers + (P - 1) * W));
       for (size_t r = 0; r < rows; ++r) {
-        totals[r] += sum[r] * static_cast<float>(call.scales[(o + r) * groups + g]);
-        offsets[r] += a.sums[g] * static_cast<float>(call.biases[(o + r) * groups + g]);
+        sum[r] += of_a * Vector::to_floats(word[r] >> (bits * (P - 1)));
+      }
+      // Scale and bias, lane by lane: all words of a half are in one group.
+      const size_t g = first * P / call.group_size, next = (first + W / 2) * P / call.group_size;
+      const auto sum_of_a = Vector::load(a.sums.data() + first);
+      for (size_t r = 0; r < rows; ++r) {
+        const T *scales = call.scales + (o + r) * groups, *biases = call.biases + (o + r) * groups;
+        totals[r] += sum[r] * Vector::halves(static_cast<float>(scales[g]), static_cast<float>(scales[next])) +
+            sum_of_a * Vector::halves(static_cast<float>(biases[g]), static_cast<float>(biases[next]));
       }
     }
     for (size_t r = 0; r < rows; ++r) {
-      out[o + r] = static_cast<T>(Vector::sum(totals[r]) + offsets[r]);
+      out[o + r] = static_cast<T>(Vector::sum(totals[r]));
     }
   };
 
@@ -178,25 +176,26 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
   // task 5]
 }
 
-// run(W, bits) as compile-time numbers. A vector must not reach over the end of a group: 4 words where 8 would.
-template <typename Run>
-void with_layout(size_t bits, size_t group_size, const Run& run) {
-  if (bits == 8) {
-    run.template operator()<8, 8>();
-  } else if (group_size == 32) {
-    run.template operator()<4, 4>();
-  } else {
-    run.template operator()<8, 4>();
+// run(W, bits) as compile-time numbers, W the widest vector that fits: a row is a whole number of vectors, and a half of
+// a vector does not reach over the end of a group.
+template <size_t W, typename T, typename Run>
+void with_width(const QuantizedMatmul<T>& call, const Run& run) {
+  const size_t weights = W * 32 / call.bits; // of a vector
+  if constexpr (W > 4) {
+    if (call.I % weights != 0 || call.group_size % (weights / 2) != 0) {
+      return with_width<W / 2>(call, run);
+    }
   }
+  call.bits == 8 ? run.template operator()<W, 8>() : run.template operator()<W, 4>();
 }
 
 } // namespace
 
 template <typename T>
 void quantized_matmul_vector(const QuantizedMatmul<T>& call) {
-  with_layout(call.bits, call.group_size, [&]<size_t W, size_t bits>() {
+  with_width<kLanes>(call, [&]<size_t W, size_t bits>() {
     for (size_t m = 0; m < call.M; ++m) {
-      const Arranged<W, bits> a(call.a + m * call.I, call.I, call.group_size);
+      const Arranged<W, bits> a(call.a + m * call.I, call.I);
       some_outputs<W, bits>(call, a, call.out + m * call.O, 0, call.O);
     }
   });
@@ -208,12 +207,15 @@ void quantized_matmul_vector(const QuantizedMatmul<T>& call) {
 template <typename T>
 void quantized_matmul_threads(const QuantizedMatmul<T>& call) {
   // [task 5
-  constexpr size_t kWeights = 1 << 16; // of a chunk: some microseconds of work
-  const size_t chunk = std::max<size_t>(4, kWeights / call.I / 4 * 4); // outputs
-  with_layout(call.bits, call.group_size, [&]<size_t W, size_t bits>() {
+  // Few chunks: what a thread asked for ahead of a chunk's end is the next chunk's, and so another thread's.
+  constexpr size_t kChunks = 16;
+  constexpr size_t kWeights = 1 << 16; // of a chunk, at least: some microseconds of work
+  const size_t weights = std::max(kWeights, call.O * call.I / kChunks);
+  const size_t chunk = std::max<size_t>(4, weights / call.I / 4 * 4); // outputs
+  with_width<kLanes>(call, [&]<size_t W, size_t bits>() {
     std::vector<Arranged<W, bits>> rows;
     for (size_t m = 0; m < call.M; ++m) {
-      rows.emplace_back(call.a + m * call.I, call.I, call.group_size);
+      rows.emplace_back(call.a + m * call.I, call.I);
     }
     parallel_for((call.O + chunk - 1) / chunk, [&](size_t i) {
       const size_t begin = i * chunk, end = std::min(call.O, begin + chunk);

@@ -35,7 +35,8 @@ class RoPE:
         frequencies = mx.power(base, -mx.arange(self.half, dtype=mx.float32) / self.half)
         # subtle: float32 up to here. bfloat16 has no number between 256 and 258, so the angles of
         # neighbouring tokens would be the same.
-        angles = positions[:, None] * frequencies  # (seq_len, D/2)
+        # subtle: the axis of length 1 is H's. Without it the table's L would line up with the heads.
+        angles = positions[:, None, None] * frequencies  # (seq_len, 1, D/2)
         self.cos = mx.cos(angles)
         self.sin = mx.sin(angles)
 
@@ -55,10 +56,11 @@ class RoPE:
         """
         if offset is None:
             offset = slice(0, x.shape[1])
-        slices = offset if isinstance(offset, list) else [offset]
-        # subtle: the new axis is H's. Without it the table's L would line up with the heads.
-        cos = mx.stack([self.cos[rows] for rows in slices])[:, :, None]  # (N or 1, L, 1, D/2)
-        sin = mx.stack([self.sin[rows] for rows in slices])[:, :, None]
+        if isinstance(offset, list):
+            cos = mx.stack([self.cos[rows] for rows in offset])  # (N, L, 1, D/2)
+            sin = mx.stack([self.sin[rows] for rows in offset])
+        else:
+            cos, sin = self.cos[offset], self.sin[offset]  # (L, 1, D/2), for every row of the batch
 
         x32 = x.astype(mx.float32)
         if self.traditional:

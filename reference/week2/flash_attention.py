@@ -199,7 +199,8 @@ def flash_attention(
     missing = -D % 32
     if missing:
         query, key, value = (mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) for x in (query, key, value))
-    query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+    if len(batch) != 1:  # the operation takes one batch axis
+        query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
     causal = isinstance(mask, str)
     if not causal and mask is not None and mask.ndim > 3:
         # Only the batch axes must be spelled out to become one; the others go on broadcasting.

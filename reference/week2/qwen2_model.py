@@ -115,8 +115,9 @@ class CachedAttention:
             positions = [slice(start, start + L) for start in offset]
         else:
             positions = slice(offset, offset + L)
-        query = self.rope(query, positions).transpose(0, 2, 1, 3)  # (N, H_q, L, D)
-        key = self.rope(key, positions).transpose(0, 2, 1, 3)  # (N, H, L, D)
+        # Queries and keys at once: their angles are the same, and RoPE takes any number of heads.
+        turned = self.rope(mx.concatenate([query, key], axis=2), positions).transpose(0, 2, 1, 3)
+        query, key = mx.split(turned, [self.num_heads], axis=1)  # (N, H_q, L, D) and (N, H, L, D)
         value = value.transpose(0, 2, 1, 3)
         key, value, _, mask = cache.update_and_fetch(key, value, mask_length=L, mask=mask)  # (N, H, S, D)
 
