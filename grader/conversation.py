@@ -133,7 +133,8 @@ class Printer:
             if reply.text:
                 parts.append(f"first after {reply.first:.2f} s")
             if reply.done.per_second:
-                parts.append(f"{reply.done.per_second:.3g} tokens/s")
+                speed = reply.done.per_second
+                parts.append(f"{speed:.3g} tokens/s" if speed < 100 else f"{speed:.0f} tokens/s")
         if reply.interrupted:
             ended = reply.began is not None and reply.done is None
             parts.append("stopped: the code did not react and was ended" if ended else "stopped")
