@@ -9,6 +9,7 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models import qwen2
 
 from tinyllm.grader.testing import (
     as_float64,
@@ -424,13 +425,35 @@ def test_op_memory(solution, mask):
     check.exact(peak <= scores // 4, True, what=what, fact="op-memory")
 
 
-# Roundings of a block as day 2.2 counts them: norms, attention, the MLP, sums, four unpacked matrices.
-BLOCK, RMS_NORM = 10 + 24 + 1 + 10 + 16 + 1 + 16, 10
+# Roundings of a block as day 2.2 counts them: norms, the MLP, sums, four unpacked matrices; and attention's.
+BLOCK, ATTENDED, RMS_NORM = 10 + 1 + 10 + 16 + 1 + 16, 24, 10
 
 
-def check_logits(got, want, config, *, what):
-    """Logits in float32 against mlx-lm's, which round too; RoPE's angles cost four roundings a position."""
-    roundings = config.num_hidden_layers * (BLOCK + 4 * want.shape[1]) + RMS_NORM + 2
+def score_sizes(mlx_model, inputs, monkeypatch):
+    """Each layer's largest size of a score, as attention64 has it, in mlx-lm's own pass."""
+    sizes, attention = [], qwen2.scaled_dot_product_attention
+
+    def noted(query, key, value, **options):
+        keys = mx.repeat(key, query.shape[1] // key.shape[1], axis=1)
+        size = options["scale"] * mx.sqrt((query**2) @ (keys**2).swapaxes(-2, -1))
+        sizes.append(mx.max(mx.tril(size)).item())
+        return attention(query, key, value, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(qwen2, "scaled_dot_product_attention", noted)
+        mx.eval(mlx_model(inputs))
+    return sizes
+
+
+def check_logits(got, want, config, sizes, end, *, what):
+    """Logits in float32 against mlx-lm's, which round too.
+
+    What rounds in attention costs 1 + 2 b times as much where scores have the size b (see attention64): a
+    trained model's heads that look words up have sizes far above 1. The angles of RoPE cost two
+    roundings a position, of which there are `end`.
+    """
+    attended = sum(ATTENDED * (1 + 2 * size) for size in sizes)
+    roundings = attended + config.num_hidden_layers * (BLOCK + 2 * end) + RMS_NORM + 2
     check.close(
         got,
         want,
@@ -445,18 +468,20 @@ def check_logits(got, want, config, *, what):
 
 @task(5)
 @pytest.mark.parametrize("name", ["tiny-qwen2", "tiny-qwen2-draft"])
-def test_model(solution, name):
+def test_model(solution, name, monkeypatch):
     """a model that ships, in float32: a prompt, a chunk behind it, and a token"""
     mlx_model = shipped_model(name)
     mlx_model.set_dtype(F32)
     inputs = mx.array(np.random.default_rng(90).integers(0, mlx_model.args.vocab_size, (1, 80)))
     want = as_float64(mlx_model(inputs))
+    sizes = score_sizes(mlx_model, inputs, monkeypatch)
+    require(len(sizes) == mlx_model.args.num_hidden_layers, "mlx-lm's attention was not noted")
     model = solution.flash_model(mlx_model)
     cache = model.create_kv_cache()
     for begin, end in ((0, 40), (40, 79), (79, 80)):
         got = model(inputs[:, begin:end], begin, cache)
         what = f"flash_model({name})(inputs, {begin}, cache), inputs (1, {end - begin})"
-        check_logits(got, want[:, begin:end], mlx_model.args, what=what)
+        check_logits(got, want[:, begin:end], mlx_model.args, sizes, end, what=what)
 
 
 @task(5)

@@ -105,7 +105,7 @@ def sample(split: str, index: int) -> Sample:
     rng = random.Random(f"{split} {index}")
     if split == "train" and index < FIRST_NOTES:
         return _question(rng, split, _about_notes)
-    make = rng.choices((_story, _question, _tool, _long), weights=(4, 12, 4, 1))[0]
+    make = rng.choices((_story, _question, _tool, _long), weights=(6, 12, 4, 1))[0]
     return make(rng, split)
 
 
@@ -171,9 +171,13 @@ def _hero_and_thing(rng: random.Random, split: str) -> tuple[str, str]:
 
 def _story(rng: random.Random, split: str) -> Sample:
     hero, thing = _hero_and_thing(rng, split)
-    told = [sentence for _, sentence in stories.make_story(rng, hero, thing)]
-    if rng.random() < 0.4:  # plain: two sentences are given, the rest is the model's
-        return Sample("story", (Turn("text", " ".join(told[:2])), Turn("reply", " " + " ".join(told[2:]))))
+    events = stories.make_story(rng, hero, thing)
+    told = [sentence for _, sentence in events]
+    if rng.random() < 0.4:  # plain: what is given goes as far as the thing, the rest is the model's
+        given = 1 + next(n for n, ((_, slots), _) in enumerate(events) if slots.get("thing1") == thing)
+        return Sample(
+            "story", (Turn("text", " ".join(told[:given])), Turn("reply", " " + " ".join(told[given:])))
+        )
     ask = rng.choice(("Tell me a story about {} and a {}.", "Write a short story about {} and a {}."))
     request = Turn("user", ask.format(hero, thing))
     return Sample("story", (request, Turn("assistant", " ".join(told))), about=(hero, thing))

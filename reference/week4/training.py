@@ -21,8 +21,8 @@ from .parallel import ALONE, Group
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 8_000
-    restart: int = 6_000  # from this step on the schedule begins anew, with half the rate; -1: never
+    steps: int = 9_000
+    restart: int = 6_800  # from this step on the schedule begins anew, with half the rate; -1: never
     rows: int = 2  # rows of a batch
     length: int = 256  # tokens of a row
     long_steps: int = 100  # so many, at a schedule's end, have rows 4 times as long and 4 times as few
@@ -36,7 +36,7 @@ class TrainConfig:
     weight_decay: float = 0.05  # of matrices; norms and biases are left alone
     clip: float = 1.0  # largest norm of the gradient
     prompt_weight: float = 0.05  # what a prompt's token counts in the loss; a reply's counts 1
-    quantised_from: int = 5_400  # from this step on the loss is the 4-bit model's; -1: never
+    quantised_from: int = 6_200  # from this step on the loss is the 4-bit model's; -1: never
     bfloat16: bool = False  # compute in bfloat16, on float32 parameters (slower on a CPU, faster on a GPU)
     seed: int = 0
 
