@@ -307,6 +307,11 @@ class TerminalListener:
     def notice(self, text: str) -> None:
         self.context.screen.paragraph(text, "dim")
 
+    def stop(self) -> None:
+        """Leave no spinner behind, wherever the grading was cut off."""
+        self.screen.stop()
+        self._likely.stop()
+
 
 @main.command()
 @click.argument("day", required=False)

@@ -28,7 +28,8 @@ READ_SECONDS = 0.05
 TELLING = (Outcome.PASSED, Outcome.FAILED)
 SILENT = (Outcome.NOT_STARTED, Outcome.BLOCKED, Outcome.NOT_RUN_HERE)
 
-Progress = Callable[[int, int], None]  # mistakes tried, of how many
+# Mistakes tried, of how many (0 at first). Called all the time; what it raises ends the search.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,15 @@ def search(
         job["forks"] = forks
     until = time.monotonic() + BOOT_SECONDS + len(tasks) * 6 * (seconds + 3 * PAIR_SECONDS)
     child = processes.Child("tinyllm.grader.likely_child", job, cwd=clone.root)
+    tried = 0, 0
     try:
         while time.monotonic() < until:
             ended = child.ended  # asked before reading: what it wrote last is still read
+            progress(*tried)
             for event in child.read(READ_SECONDS):
                 match event["event"]:
                     case "tried":
-                        progress(event["done"], event["total"])
+                        tried = event["done"], event["total"]
                     case "named":
                         yield _named(event)
                     case "end":

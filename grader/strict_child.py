@@ -12,6 +12,7 @@ None of this withstands code that means to deceive and knows how: it runs in the
 from __future__ import annotations
 
 import builtins
+import contextlib
 import dataclasses
 import operator
 import sys
@@ -56,14 +57,31 @@ def inside(value: object) -> Parts:
     if isinstance(value, (MethodType, staticmethod, classmethod)):
         value = value.__func__
     if isinstance(value, FunctionType):
-        keywords = value.__kwdefaults__
-        more = tuple(keywords.items()) if keywords else ()
-        return (value.__code__, value.__defaults__, *(part for pair in more for part in pair))
+        return tuple(part for function in _reached(value) for part in _parts(function))
     if isinstance(value, dict) and len(value) <= TABLE:
         return tuple(part for pair in list(value.items()) for part in pair)
     if isinstance(value, (list, set)) and len(value) <= TABLE:
         return tuple(value)
     return ()
+
+
+def _parts(function: FunctionType) -> Parts:
+    keywords = function.__kwdefaults__
+    more = tuple(keywords.items()) if keywords else ()
+    return (function.__code__, function.__defaults__, *(part for pair in more for part in pair))
+
+
+def _reached(function: FunctionType, depth: int = 3) -> Iterator[FunctionType]:
+    """The function, and what it wraps: those that its closure holds."""
+    yield function
+    for cell in (function.__closure__ or ()) if depth else ():
+        with contextlib.suppress(ValueError):  # nothing is in it yet
+            if isinstance(cell.cell_contents, FunctionType):
+                yield from _reached(cell.cell_contents, depth - 1)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, FunctionType) and value.__closure__ is None
 
 
 def same(one: Parts, other: Parts) -> bool:
@@ -81,9 +99,9 @@ class Space:
         self._inside = {k: found for k, v in self._known.items() if (found := inside(v))}
         # What is compared most, without a call for each: Python functions.
         self._functions = [
-            (v, v.__code__, v.__defaults__) for v in self._known.values() if isinstance(v, FunctionType)
+            (v, v.__code__, v.__defaults__) for v in self._known.values() if _is_plain(v)
         ]
-        self._others = [k for k in self._inside if not isinstance(self._known[k], FunctionType)]
+        self._others = [k for k in self._inside if not _is_plain(self._known[k])]
         self._ids = self._now()
 
     def _counts(self, name: str, value: object) -> bool:

@@ -26,7 +26,7 @@ from .clone import Clone
 from .errors import EnvironmentFault
 from .files import MISSING, content_hash
 from .keyboard import CLOSED, Keyboard
-from .report import DayReport, Outcome, Verdict
+from .report import DayReport, LikelyMistake, Outcome, Verdict
 from .runner import Cancelled
 from .saves import Saves, without_events
 from .standing import Standing
@@ -162,7 +162,7 @@ class Watch:
                 "stop": self._interrupted,
             },
         )
-        follower = _Follower(self.listener)
+        follower = _Follower(self.listener, self._interrupted)
         try:
             done = grading.grade(self.clone, self.course, [self.day], options, follower)
         finally:
@@ -177,7 +177,7 @@ class Watch:
 
     def listener_stop(self) -> None:
         """Have a spinner of the cancelled grading end."""
-        stop = getattr(getattr(self.listener, "screen", None), "stop", None)
+        stop = getattr(self.listener, "stop", None)
         if stop is not None:
             stop()
 
@@ -431,8 +431,9 @@ class Watch:
 class _Follower:
     """Passes on to a listener what happens, and keeps the report once its verdict was told."""
 
-    def __init__(self, listener: grading.Listener) -> None:
+    def __init__(self, listener: grading.Listener, stop: Callable[[], bool]) -> None:
         self._listener = listener
+        self._stop = stop  # asked while a mistake is looked for, which the verdict does not wait for
         self.report: DayReport | None = None
 
     def begin(self, day: Day) -> None:
@@ -447,6 +448,14 @@ class _Follower:
 
     def broken(self, day: Day, report: DayReport) -> None:
         self._listener.broken(day, report)
+
+    def looking(self, done: int, total: int) -> None:
+        if self._stop():
+            raise Cancelled
+        self._listener.looking(done, total)
+
+    def likely(self, day: Day, found: Sequence[LikelyMistake]) -> None:
+        self._listener.likely(day, found)
 
     def notice(self, text: str) -> None:
         self._listener.notice(text)

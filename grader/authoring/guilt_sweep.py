@@ -20,7 +20,7 @@ from ..catalog import Course, Day, Misconception, Task
 from ..clone import Clone
 from ..guilt import WRONG, Guilt, Inquiry, Kind, top
 from ..trials import Trials, Tried, Variant
-from . import mutants
+from .. import edits
 
 BAR = 0.95
 SLOW = 10  # times the median is what a check may take the reference to take part
@@ -207,7 +207,7 @@ class _Field:
             source = (self.clone.reference / module).read_text(encoding="utf-8")
             base[module] = Path(self._folder.name) / str(self._count) / module
             base[module].parent.mkdir(parents=True, exist_ok=True)
-            base[module].write_text(mutants.misconceived(source, plant.mistake), encoding="utf-8")
+            base[module].write_text(edits.misconceived(source, plant.mistake), encoding="utf-8")
         return base
 
 

@@ -253,7 +253,10 @@ PATCHES = {
     "testing.max": "sys.modules['tinyllm.grader.testing'].max = lambda *a, **k: 0",
     "builtins.chr": "sys.modules['builtins'].chr = lambda *a: True",
     "check.close": "sys.modules['tinyllm.grader.testing'].check.close = lambda *a, **k: None",
-    "Check.exact": "sys.modules['tinyllm.grader.testing'].Check.exact.__code__ = (lambda s, *a: 0).__code__",
+    "Check.exact": (
+        "sys.modules['tinyllm.grader.testing'].Check.exact.__wrapped__.__code__"
+        " = (lambda s, *a: 0).__code__"
+    ),
     "_pytest.runner.show_test_item": "sys.modules['_pytest.runner'].show_test_item = print",
     "test_sums.sample": "[m for n, m in sys.modules.items() if n.endswith('test_sums')][0].sample = print",
     "mlx.core.tan": "sys.modules['mlx.core'].tan = print",
