@@ -98,9 +98,7 @@ class Space:
         self._known = {k: v for k, v in list(names.items()) if self._counts(k, v)}
         self._inside = {k: found for k, v in self._known.items() if (found := inside(v))}
         # What is compared most, without a call for each: Python functions.
-        self._functions = [
-            (v, v.__code__, v.__defaults__) for v in self._known.values() if _is_plain(v)
-        ]
+        self._functions = [(v, v.__code__, v.__defaults__) for v in self._known.values() if _is_plain(v)]
         self._others = [k for k in self._inside if not _is_plain(self._known[k])]
         self._ids = self._now()
 

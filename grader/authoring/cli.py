@@ -17,7 +17,7 @@ from ..catalog import Course, Day
 from ..clone import Clone, find_clone
 from ..errors import CourseError
 from . import ci as ci_
-from . import fresh_progress, guilt_sweep, spec_checks
+from . import fresh_progress, guilt_sweep, rehearsal, spec_checks
 from . import imports as imports_
 from . import manifest as manifest_
 from . import pictures as pictures_
@@ -187,6 +187,20 @@ def ci(jobs: int) -> None:
         raise SystemExit(1)
 
 
+@main.command()
+@click.argument("day", default="week1")
+@click.option("--seed", default=0, show_default=True, help="Chooses the mistakes, and the tasks.")
+@click.option("--tasks", type=click.IntRange(min=1), help="Only so many tasks.  [default: all, and the days]")
+def rehearse(day: str, seed: int, tasks: int | None) -> None:
+    """Play a new learner who does every task wrong once, then right. DAY as in `tinyllm-grade`; default:
+    week 1.
+
+    Prints what the learner was told, and ends with 1 when that is no good answer. In a temporary clone.
+    """
+    clone, course = _load()
+    _end(_rehearse(clone, course.select(day), seed, tasks))
+
+
 def _load() -> tuple[Clone, Course]:
     clone = find_clone()
     return clone, catalog.load(clone)
@@ -231,6 +245,20 @@ def _prove_why(
     click.echo(guilt_sweep.pairs_told(answers) if pairs else guilt_sweep.table(answers))
     enough = guilt_sweep.share(answers) >= guilt_sweep.BAR
     return ci_.Result.of([] if enough else [f"why names the right day in {guilt_sweep.share(answers):.1%}"])
+
+
+def _rehearse(clone: Clone, days: Sequence[Day], seed: int, tasks: int | None) -> ci_.Result:
+    problems: list[str] = []
+    named: list[bool] = []
+    for turn in rehearsal.play(clone, days, seed, tasks):
+        if isinstance(turn, str):
+            problems.append(turn)
+            continue
+        click.echo(f"== {turn.title}\n{turn.told}")
+        named.append(turn.named)
+        problems += [f"{turn.title}: {fault}" for fault in turn.faults]
+    click.echo(f"{len(named)} tasks done wrong, then right; {sum(named)} of the mistakes named in words")
+    return _told(problems, "Each answer says which task failed, and what next; then each passed.")
 
 
 def _check_stubs(clone: Clone, course: Course) -> ci_.Result:

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import edits
 from ..catalog import Course, Day, Misconception, Task
 from ..clone import Clone
 from ..guilt import WRONG, Guilt, Inquiry, Kind, top
 from ..trials import Trials, Tried, Variant
-from .. import edits
 
 BAR = 0.95
 SLOW = 10  # times the median is what a check may take the reference to take part

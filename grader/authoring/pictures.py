@@ -7,14 +7,8 @@ sum may differ from machine to machine.
 
 from __future__ import annotations
 
-import ast
 import io
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +17,14 @@ from .. import catalog
 from ..catalog import Course
 from ..clone import Clone
 from ..errors import EnvironmentFault
-from . import terminal
+from . import scratch, terminal
 
 FOLDER = "grader/pictures"
 WIDTH = 80
-PROGRAM = (sys.executable, "-P", "-c", "from tinyllm.grader.cli import main; main()")
-PARTS = ("checkpoints", "exercises", "reference", "progress")
-LEFT_OUT = ("__pycache__", "models", "attempts.jsonl", ".lock", "saved", "journal", "report.html")
+FIXED = {
+    "COLUMNS": str(WIDTH), "LINES": "60", "TERM": "xterm-256color", "FORCE_COLOR": "1", "COLORTERM": "",
+    "TZ": "UTC", "LC_ALL": "C.UTF-8",
+}  # fmt: skip
 
 # Rich's own format without its fonts, which it would fetch: a picture asks nothing of the network.
 SVG = """\
@@ -71,31 +66,12 @@ class Picture:
 def _half_done(clone: Clone, course: Course) -> None:
     """Day 1.1 as it may be after an hour: two tasks right, one with a mistake in it, one not begun."""
     day = course.day("1.1")
-    mistakes = day.task(3).misconceptions
-    mistake = next((m for m in mistakes if m.id == "no-scale"), mistakes[0])
-    text = (clone.reference / mistake.module).read_text(encoding="utf-8")
-    text = text.replace(mistake.find, mistake.replace)
-    stub = (clone.exercises / mistake.module).read_text(encoding="utf-8")
-    for symbol in day.task(4).symbols:
-        text = _with_symbol_of(text, stub, symbol.name)
-    (clone.exercises / mistake.module).write_text(text, encoding="utf-8")
-
-
-def _with_symbol_of(text: str, other: str, name: str) -> str:
-    """`text` with the top-level function or class `name` as it stands in `other`."""
-
-    def span(source: str) -> tuple[int, int]:
-        node = next(n for n in ast.parse(source).body if getattr(n, "name", "") == name)
-        return node.lineno - 1, node.end_lineno or node.lineno
-
-    lines, others = text.splitlines(), other.splitlines()
-    (first, last), (begin, end) = span(text), span(other)
-    return "\n".join([*lines[:first], *others[begin:end], *lines[last:]]) + "\n"
+    mistake = next(m for m in day.task(3).misconceptions if m.id == "no-scale")
+    scratch.write_tasks(clone, course, day, {1, 2, 3}, mistake)
 
 
 def _done(clone: Clone, course: Course) -> None:
-    for module in course.day("1.1").modules:
-        shutil.copyfile(clone.reference / module, clone.exercises / module)
+    scratch.write_tasks(clone, course, course.day("1.1"), {1, 2, 3, 4})
 
 
 def _on_the_way(clone: Clone, course: Course) -> None:
@@ -155,8 +131,7 @@ def comparable(svg: str) -> str:
 
 def _all(clone: Clone) -> Iterator[tuple[Picture, str]]:
     for picture in PICTURES:
-        with tempfile.TemporaryDirectory(prefix="tinyllm-pictures-") as folder:
-            copy = _copy(clone, Path(folder) / "tinyllm")
+        with scratch.clone_of(clone) as copy:
             picture.prepare(copy, catalog.load(copy))
             output, code = _run(copy, picture.command)
             if code != picture.exit_code:
@@ -167,33 +142,9 @@ def _all(clone: Clone) -> Iterator[tuple[Picture, str]]:
             yield picture, svg_of(picture, masked(output, copy.root))
 
 
-def _copy(clone: Clone, root: Path) -> Clone:
-    for part in PARTS:
-        shutil.copytree(clone.root / part, root / part, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    subprocess.run(["git", "init", "-q", str(root)], check=True, capture_output=True)
-    return Clone(root)
-
-
 def _run(clone: Clone, command: tuple[str, ...]) -> tuple[str, int]:
     """What a command writes to a terminal of the fixed width, and its exit code."""
-    quiet = {
-        k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-    }
-    fixed = {
-        "TINYLLM_ROOT": str(clone.root), "COLUMNS": str(WIDTH), "LINES": "60", "TERM": "xterm-256color",
-        "FORCE_COLOR": "1", "COLORTERM": "", "PYTHONIOENCODING": "utf-8", "TZ": "UTC", "LC_ALL": "C.UTF-8",
-    }  # fmt: skip
-    done = subprocess.run(
-        [*PROGRAM, *command],
-        cwd=clone.root,
-        env={**quiet, **fixed},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    # Not as text: that would make a new line of each carriage return.
-    return done.stdout.decode("utf-8", "replace"), done.returncode
+    return scratch.run(clone, *command, environment=FIXED)
 
 
 def masked(output: str, root: Path) -> list[str]:

@@ -91,6 +91,10 @@ grading exercises/week1/sums.py
 
 graded exercises/week1/sums.py: 2 of 5 checks passed, S s
 day1.1: not passed yet, 1 of 2 tasks
+
+likely mistake
+  task 1     This is what you get when you square.
+  because    All 3 failing checks give just what this mistake gives.
 """
 
 

@@ -254,8 +254,7 @@ PATCHES = {
     "builtins.chr": "sys.modules['builtins'].chr = lambda *a: True",
     "check.close": "sys.modules['tinyllm.grader.testing'].check.close = lambda *a, **k: None",
     "Check.exact": (
-        "sys.modules['tinyllm.grader.testing'].Check.exact.__wrapped__.__code__"
-        " = (lambda s, *a: 0).__code__"
+        "sys.modules['tinyllm.grader.testing'].Check.exact.__wrapped__.__code__ = (lambda s, *a: 0).__code__"
     ),
     "_pytest.runner.show_test_item": "sys.modules['_pytest.runner'].show_test_item = print",
     "test_sums.sample": "[m for n, m in sys.modules.items() if n.endswith('test_sums')][0].sample = print",

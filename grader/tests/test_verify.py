@@ -366,6 +366,7 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
         "imports",
         "stubs",
         "specs",
+        "manifest",
         "cuda",
         "sanitizers",
         "tests",

@@ -1,0 +1,49 @@
+"""A learner who does tasks of week 1 wrong once is told what is wrong, and passes when they are right."""
+
+from __future__ import annotations
+
+import pytest
+
+from tinyllm.grader import catalog
+from tinyllm.grader.authoring import rehearsal, scratch
+from tinyllm.grader.clone import find_clone
+
+SEED, TASKS = 3, 3
+HOME = find_clone()
+COURSE = catalog.load(HOME)
+
+
+def test_some_tasks_wrong_and_then_right() -> None:
+    turns = list(rehearsal.play(HOME, COURSE.select("week1"), SEED, TASKS))
+    assert [turn for turn in turns if isinstance(turn, str)] == []
+    assert [turn.faults for turn in turns] == [()] * TASKS
+    for turn in turns:
+        assert turn.task.title in turn.told
+        assert turn.named, turn.told
+
+
+@pytest.mark.parametrize("day", COURSE.select("week1"), ids=lambda day: day.name)
+def test_every_task_can_be_written_wrong_alone(day: catalog.Day) -> None:
+    """Each has a misconception that shows while the later tasks are stubs."""
+    for task in day.tasks:
+        done = {other.id for other in day.tasks if other.id <= task.id}
+        right = scratch.sources(HOME, COURSE, day, done)
+        wrong = [scratch.sources(HOME, COURSE, day, done, mistake) for mistake in task.misconceptions]
+        assert any(sources != right for sources in wrong)
+        for sources in [right, *wrong]:
+            for module, text in sources.items():
+                if module.endswith(".py"):
+                    compile(text, module, "exec")
+
+
+def test_what_is_no_answer_is_told() -> None:
+    day = COURSE.day("1.1")
+    task = day.tasks[0]
+    faults = list(rehearsal._faults("Traceback\n" + "x" * 81, 0, day, task))
+    assert faults[:2] == ["the exit code is 0, not 1", "a traceback"]
+    assert faults[2:5] == [
+        "nothing says that task 1 failed",
+        "nothing says what to type next",
+        "there is no verdict",
+    ]
+    assert faults[5].startswith("a line of 81 columns")
