@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from . import runner, symbols
+from . import likely, runner, symbols
 from .catalog import Course, Day
 from .clone import Clone
 from .report import CheckResult, DayReport, Outcome
@@ -125,15 +125,6 @@ def tried_of(report: DayReport) -> list[Tried]:
 def worth_asking(day: Day, results: Iterable[Tried]) -> bool:
     """Whether an earlier day could be to blame for what fails."""
     return bool(day.builds_on) and any(r.outcome in WRONG for r in results)
-
-
-def likely_mistake(report: DayReport, task: int) -> str:
-    """What is said of the likely mistake in a task of the guilty day, graded on its own; "" for nothing.
-
-    The one place where the answer gets the words behind its colon.
-    """
-    likely = [found for found in getattr(report, "likely", ()) if found.task == task]
-    return " ".join(likely[0].says) if likely else ""
 
 
 def label_of(days: Sequence[Day]) -> str:
@@ -424,31 +415,43 @@ class Inquiry:
         return self._own_checks[day.id, tasks]
 
     def _grade_own(self, day: Day, tasks: tuple[int, ...]) -> OwnChecks:
-        deadline = self.runs.deadline
-        if deadline is not None and time.monotonic() > deadline:
+        if self._is_late():
             raise OutOfTime
-
-        def enough(check: CheckResult) -> bool:
-            if deadline is None:
-                return False
-            wanted = not tasks or check.task in tasks
-            return time.monotonic() > deadline or (check.outcome in WRONG and wanted)
-
-        report = runner.grade(
-            self.clone,
-            self.course,
-            day,
-            solution=self.runs.solution,
-            overlays=self.base,
-            timeout=self.runs.check_seconds,
-            enough=enough,
-        )
-        wrong = [c for t in report.tasks for c in t.checks if c.outcome in WRONG]
-        wrong.sort(key=lambda c: c.task not in tasks)
-        if not wrong and (report.ran < report.expected):
-            raise OutOfTime
-        said = likely_mistake(report, wrong[0].task) if wrong else ""
+        with tempfile.TemporaryDirectory(prefix="tinyllm-") as folder:
+            witness = Path(folder) / "endings.jsonl"
+            report = runner.grade(
+                self.clone,
+                self.course,
+                day,
+                solution=self.runs.solution,
+                overlays=self.base,
+                timeout=self.runs.check_seconds,
+                enough=lambda check: self._is_late(),
+                witness=witness,
+            )
+            wrong = [c for t in report.tasks for c in t.checks if c.outcome in WRONG]
+            wrong.sort(key=lambda c: c.task not in tasks)
+            if not wrong and (report.ran < report.expected):
+                raise OutOfTime
+            said = self._mistake(day, report, wrong[0].task, witness) if wrong else ""
         return OwnChecks(report.ran, wrong[0] if wrong else None, said)
+
+    def _is_late(self) -> bool:
+        return self.runs.deadline is not None and time.monotonic() > self.runs.deadline
+
+    def _mistake(self, day: Day, report: DayReport, task: int, witness: Path) -> str:
+        """The likely mistake in a task of the day, in its spec's words; "" where none is found in time."""
+
+        def look_at_the_clock(done: int, total: int) -> None:
+            if self._is_late():
+                raise OutOfTime
+
+        of_task = replace(report, tasks=tuple(t for t in report.tasks if t.id == task))
+        try:
+            found = likely.explain(self.clone, day, of_task, witness, look_at_the_clock)
+        except OutOfTime:
+            return ""
+        return " ".join(found[0].says) if found else ""
 
 
 class _Blame:
