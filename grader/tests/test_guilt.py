@@ -61,6 +61,23 @@ def test_an_earlier_day_is_to_blame(course: Toy) -> None:
     assert [(e.day, e.data["guilty"]) for e in logged] == [("1.2", ["1.1"])]
 
 
+def test_the_guilty_day_s_likely_mistake_stands_behind_the_colon(course: Toy) -> None:
+    known = """
+[[tasks.misconceptions]]
+id = "one-more"
+find = "mx.sum(x, axis=1)"
+replace = "mx.sum(x, axis=1) + 1"
+says = "This is what you get when one is added."
+"""
+    course.write("checkpoints/day1_1/checkpoint.toml", toy.DAY_1 + known)
+    course.sums(row_sums="return 1 + mx.sum(x, axis=1)")
+    _, said = ask(course, own=True)
+    assert "because of day 1.1, row_sums: this is what you get when one is added." in said
+    course.sums(row_sums="return mx.sum(x, axis=1) + 0.3")
+    _, said = ask(course, own=True)
+    assert "because of day 1.1, row_sums." in said
+
+
 def test_a_failing_grade_says_so_by_itself(course: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     course.sums(row_sums=WRONG_SUMS)
     sentence = "Day 1.2's own code is right; it fails because of day 1.1, row_sums."
