@@ -134,14 +134,14 @@ STUCK = (
     "Once upon a time there was Anna the otter. Anna had a kite, and the kite was red. "
     "One day Anna took the kite to the park. "
     "The wind blew the kite into a tall tree. Anna was sad because the kite was in the tree. "
-    "Anna could not climb. Then Ben the cat came to the park. Ben could climb very well. "
+    "Anna could not climb. Then there came Ben the cat to the park. Ben could climb very well. "
     "Ben climbed up the tree and got the kite. Ben gave the kite to Anna. "
     "Anna was happy because she had the kite again. Anna thanked Ben the cat. "
-    "Then Anna the otter went home with the red kite."
+    "Then Anna the otter went home with the kite, and the kite was red."
 )
 SHARED = (
     "There once lived Tom the boy. Tom had a drum, and the drum was blue. At first Tom had seven plums. "
-    "One day Tom took the drum to the farm. Then Mia the girl came to the farm. "
+    "One day Tom took the drum to the farm. Then there came Mia the girl to the farm. "
     "Mia was hungry because she had no food. Tom gave three plums to Mia. "
     "Now Tom had four plums and Mia had three plums. "
     "Mia ate the plums and was not hungry any more. Mia thanked Tom the boy. Tom and Mia became good friends."
@@ -154,7 +154,7 @@ LOST = (
     "In the school there was also Leo the owl. "
     "Leo told Ivy to think, and Ivy thought of the barn. So Ivy and Leo went back to the barn. "
     "Leo found the doll in the barn. Leo gave the doll to Ivy. Ivy said thank you to Leo. "
-    "Ivy took the pink doll home."
+    "Ivy took the doll home, and the doll was pink."
 )
 
 
@@ -166,19 +166,29 @@ def test_consistent_stories_have_no_faults(story: str) -> None:
 @pytest.mark.parametrize(
     ("story", "right", "wrong", "fault"),
     [
-        (STUCK, "home with the red", "home with the blue", "the kite is red"),
+        (
+            STUCK,
+            "home with the kite, and the kite was red",
+            "home with the kite, and the kite was blue",
+            "the kite is red",
+        ),
         (STUCK, "because she had", "because he had", "Anna is she, not he"),
         (STUCK, "was in the tree", "was in the water", "the kite is not in the water"),
         (STUCK, "Ben gave the kite to Anna. ", "", "Anna does not have the kite"),
-        (STUCK, "Then Ben the cat", "Then Ben the mole", "Ben cannot climb"),
+        (STUCK, "there came Ben the cat", "there came Ben the mole", "Ben cannot climb"),
         (STUCK, "Ben climbed up the tree", "Ben swam across the water", "that does not free the kite"),
         (STUCK, "Anna could not climb", "Anna could not swim", "Anna can swim"),
-        (STUCK, "came to the park", "came to the mill", "nobody is in the mill"),
-        (STUCK, "and the kite was red", "and the drum was red", "not a sentence"),
+        (STUCK, "the cat to the park", "the cat to the mill", "nobody is in the mill"),
+        (STUCK, "had a kite, and the kite", "had a kite, and the drum", "not a sentence"),
         (STUCK, "Anna thanked Ben the cat", "Ben thanked Anna the otter", "Anna did nothing for Ben"),
         (STUCK, "thanked Ben the cat", "thanked Ben the frog", "Ben is no frog"),
         (STUCK, "Then Anna the otter", "Then Anna the swan", "Anna is no swan"),
-        (STUCK, " Then Anna the otter went home with the red kite.", "", "the story stops before its end"),
+        (
+            STUCK,
+            " Then Anna the otter went home with the kite, and the kite was red.",
+            "",
+            "the story stops before its end",
+        ),
         (STUCK, "got the kite", "got the bell", "no bell has been mentioned"),
         (STUCK, "Anna thanked Ben", "Anna thanked Zoe", "Zoe has not been introduced"),
         (STUCK, "Anna thanked Ben", "Anna sang to Ben", "not a sentence of these stories"),
@@ -391,6 +401,11 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert training.learning_rate(again, 1099) == pytest.approx(0.5)
     assert training.learning_rate(again, 1350) == pytest.approx(0.5 * (0.1 + 0.9 * 0.5))
     assert training.learning_rate(again, 1600) == pytest.approx(0.05)
+    thrice = replace(config, steps=3000, restart=1000, period=800)
+    for start in (1000, 1800, 2600):
+        assert training.learning_rate(thrice, start - 1) < 0.11
+        assert training.learning_rate(thrice, start + 99) == pytest.approx(0.5)
+    assert training.learning_rate(thrice, 2999) == pytest.approx(0.05, rel=1e-3)
 
 
 def run(state: Any, config: Any, encode: Any) -> list[float]:

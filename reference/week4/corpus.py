@@ -227,7 +227,7 @@ STORY_QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "birthday": (("Whose birthday was it?", "It was the birthday of <name1>."),),
     "gave": (("Who gave the <thing1> to <name2>?", "<name1> gave the <thing1> to <name2>."),),
     "glad again": (("Why was <name1> happy?", "Because <she1> had the <thing1> again."),),
-    "home": (("What did <name1> take home?", "<name1> took the <colour1> <thing1> home."),),
+    "home": (("What did <name1> take home?", "<name1> took the <thing1> home."),),
 }
 
 # A note and its question. The note is the answer. What a note is about stands right before "is" or "likes",

@@ -68,7 +68,8 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     ),
     "walk": ("One day <name1> went to the <place1>.", "One evening <name1> went for a walk to the <place1>."),
     "arrive": (
-        "Then <name1> the <kind1> came to the <place1>.",
+        # Neither begins as a sentence about the hero does: the name here is always a new one.
+        "Then there came <name1> the <kind1> to the <place1>.",
         "In the <place1> there was also <name1> the <kind1>.",
     ),
     # A thing gets stuck, and somebody who is able gets it out.
@@ -139,8 +140,8 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "<name1> and <name2> became good friends.",
     ),
     "home": (
-        "Then <name1> the <kind1> went home with the <colour1> <thing1>.",
-        "<name1> took the <colour1> <thing1> home.",
+        "Then <name1> the <kind1> went home with the <thing1>, and the <thing1> was <colour1>.",
+        "<name1> took the <thing1> home, and the <thing1> was <colour1>.",
     ),
 }
 

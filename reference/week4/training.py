@@ -21,8 +21,9 @@ from .parallel import ALONE, Group
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 9_000
-    restart: int = 6_800  # from this step on the schedule begins anew, with half the rate; -1: never
+    steps: int = 9_500
+    restart: int = 6_000  # from this step on the schedule begins anew, with half the rate; -1: never
+    period: int = 2_000  # and anew after so many steps, and so many again
     rows: int = 2  # rows of a batch
     length: int = 256  # tokens of a row
     long_steps: int = 100  # so many, at a schedule's end, have rows 4 times as long and 4 times as few
@@ -36,7 +37,7 @@ class TrainConfig:
     weight_decay: float = 0.05  # of matrices; norms and biases are left alone
     clip: float = 1.0  # largest norm of the gradient
     prompt_weight: float = 0.05  # what a prompt's token counts in the loss; a reply's counts 1
-    quantised_from: int = 6_200  # from this step on the loss is the 4-bit model's; -1: never
+    quantised_from: int = 5_400  # from this step on the loss is the 4-bit model's; -1: never
     bfloat16: bool = False  # compute in bfloat16, on float32 parameters (slower on a CPU, faster on a GPU)
     seed: int = 0
 
@@ -90,8 +91,9 @@ def quantised(parameters: Parameters) -> Parameters:
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear up to config.learning_rate over the warm-up, then half a cosine down to its final fraction.
 
-    From config.restart on the same again, with half the rate: what the steps before have found is kept, and
-    what they had no time for is found (Loshchilov and Hutter 2017, "SGDR", warm restarts).
+    From config.restart on the same again every config.period steps, with half the rate: what the steps before
+    have found is kept, and what they had no time for is found (Loshchilov and Hutter 2017, "SGDR", warm
+    restarts).
     """
     start, end = _cycle(config, step)
     highest = config.learning_rate / 2 if start else config.learning_rate
@@ -106,7 +108,10 @@ def _cycle(config: TrainConfig, step: int) -> tuple[int, int]:
     """The steps, from the first to the one behind the last, of the schedule that `step` is in."""
     if not 0 < config.restart < config.steps:
         return 0, config.steps
-    return (0, config.restart) if step < config.restart else (config.restart, config.steps)
+    if step < config.restart:
+        return 0, config.restart
+    start = step - (step - config.restart) % config.period
+    return start, min(start + config.period, config.steps)
 
 
 def gradient_norm(gradients: Parameters) -> mx.array:
