@@ -185,6 +185,15 @@ class ScriptedModel(_FakeModel):
         return planted_row(self.vocabulary, len(history), self.script[step] if step >= 0 else None)
 
 
+# One is enough: what follows it is certain or not by what the model has learnt.
+OPENINGS = (
+    "Once there was a girl named Anna.",
+    "Once upon a time there was Anna the cat.",
+    "Anna was sad because the kite was gone. Anna looked in the",
+    "It began to rain. Anna was wet because she had no",
+)
+
+
 class RealModel(_Watched):
     """tiny-qwen2, as mlx-lm computes it."""
 
@@ -572,10 +581,12 @@ def test_generate_calls_are_independent(solution):
 def test_generate_with_tiny_qwen2(solution):
     """simple_generate: the greedy reply of tiny-qwen2, the model that comes with the course"""
     tokenizer, model = RealTokenizer(), RealModel()
-    text = "Once there was a girl named Anna."
-    prompt = tokenizer.encode(text, add_special_tokens=False)
-    reply = greedy_reply(model.model, prompt, 4, tokenizer.eos_token_ids)
-    require(len(reply) >= 2, f"only {len(reply)} tokens of the reply are beyond doubt")
+    for text in OPENINGS:
+        prompt = tokenizer.encode(text, add_special_tokens=False)
+        reply = greedy_reply(model.model, prompt, 4, tokenizer.eos_token_ids)
+        if len(reply) >= 2:
+            break
+    require(len(reply) >= 2, "after no opening are two tokens of the reply beyond doubt")
     want = tokenizer.decode(reply, skip_special_tokens=True)
     got = solution.simple_generate(model, tokenizer, text, max_tokens=len(reply))
     call = f"simple_generate(model, tokenizer, {text!r}, max_tokens={len(reply)}), tiny-qwen2"

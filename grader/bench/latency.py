@@ -45,7 +45,7 @@ def measure(clone: Clone, day: str, runs: int, say: Callable[[str], None]) -> La
     One unmeasured turn of each comes first: the very first run of anything compiles bytecode.
     """
     with tempfile.TemporaryDirectory(prefix="tinyllm-bench-") as folder:
-        copy = finished_copy(clone, Path(folder) / "clone")
+        copy = finished_copy(clone, Path(folder) / "clone", models=True)
         chosen = catalog.load(copy).day(day)
         env = environment(copy)
         grade = [*GRADE, chosen.name]

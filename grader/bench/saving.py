@@ -56,7 +56,7 @@ def measure(clone: Clone, days: str, runs: int, say: Callable[[str], None]) -> l
     """
     found = []
     with tempfile.TemporaryDirectory(prefix="tinyllm-bench-") as folder:
-        copy = finished_copy(clone, Path(folder) / "clone")
+        copy = finished_copy(clone, Path(folder) / "clone", models=True)
         for day in catalog.load(copy).select(days):
             found.append(_measure_day(copy, day, runs))
             say(summary(found[-1]))

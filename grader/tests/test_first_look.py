@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tinyllm.grader import catalog, cli, diffing, files
-from tinyllm.grader.authoring import pictures, terminal
+from tinyllm.grader.authoring import pictures, scratch, terminal
 from tinyllm.grader.clone import Clone, installed_root
 from tinyllm.grader.tests import toy
 from tinyllm.kernels import build
@@ -26,8 +26,8 @@ ODD = Path("mnt/c/Users/Some Näme/My Clones")
 
 def fresh(root: Path) -> Clone:
     """A copy of this clone's files as a newcomer has them."""
-    skip = shutil.ignore_patterns(*pictures.LEFT_OUT)
-    for part in pictures.PARTS:
+    skip = shutil.ignore_patterns(*scratch.LEFT_OUT)
+    for part in scratch.PARTS:
         shutil.copytree(CLONE.root / part, root / part, ignore=skip)
     subprocess.run(["git", "init", "-q", str(root)], check=True)
     return Clone(root)

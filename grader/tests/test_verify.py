@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tinyllm.grader import catalog, edits
-from tinyllm.grader.authoring import ci, cli, mutants, verify
+from tinyllm.grader.authoring import ci, cli, mutants, pictures, verify
 from tinyllm.grader.authoring.cli import main
 from tinyllm.grader.catalog import Misconception, Symbol
 from tinyllm.grader.clone import Clone
@@ -359,6 +359,8 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
     run_one = 'import runpy\n\n\ndef test_one():\n    runpy.run_path("grader/one.py")\n'
     _put(clone, "grader/tests/test_one.py", run_one)
     assert CliRunner().invoke(main, ["stubs"]).output.endswith("4 files changed.\n")
+    assert CliRunner().invoke(main, ["manifest"]).output == "written\n"
+    monkeypatch.setattr(pictures, "PICTURES", ())  # they are of the real days
     fine = CliRunner().invoke(main, ["ci", "--jobs", "1"])
     titles = [
         "ruff check",
@@ -367,6 +369,7 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
         "stubs",
         "specs",
         "manifest",
+        "pictures",
         "cuda",
         "sanitizers",
         "tests",
@@ -375,7 +378,7 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
     assert [line[3:] for line in fine.output.splitlines() if line.startswith("== ")] == [*titles, "summary"]
     assert fine.exit_code == 0, fine.output
     assert "every fifth of the wrong solutions, from number 1 on" in fine.output  # there is no commit
-    assert fine.output.endswith("\n12 passed, 0 failed\n")  # 7 steps, 1 test, 4 of 8 claims
+    assert fine.output.endswith("\n14 passed, 0 failed\n")  # 9 steps, 1 test, 4 of 8 claims
 
     _put(
         clone,
@@ -393,6 +396,7 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
         "`python -m ruff check` ended with exit code 1",
         "grader/tests/test_one.py:2: imports tinyllm.reference",
         "exercises/ differs from a fresh generation",
+        "grader/upstream.sha256 is not of these files",
         "checkpoints/day1_1/lesson.md: misconception 'square' points to a heading 'Pitfalls'",
         "grader.tests.test_one::test_one",
         "day1.1, task 1, misconception 'square': it survives",
