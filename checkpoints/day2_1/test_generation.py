@@ -504,8 +504,8 @@ OPENINGS = (
 def test_tiny_qwen2_as_without_a_cache(solution):
     """tiny-qwen2: the reply that mlx-lm makes without a cache, and one position a step"""
     tokenizer, mlx_model = RealTokenizer(), shipped_model("tiny-qwen2")
-    for opening in OPENINGS:
-        prompt = tokenizer.encode(opening, add_special_tokens=False)
+    for start in OPENINGS:
+        prompt = tokenizer.encode(start, add_special_tokens=False)
         reply = greedy_reply(mlx_model, prompt, 5, tokenizer.eos_token_ids)
         if len(reply) >= 3:
             break
@@ -528,12 +528,12 @@ def test_tiny_qwen2_as_without_a_cache(solution):
         rows.clear()
         got.append(next(tokens, None))
         run.append(max(rows, default=0))
-    what = f"the first {len(reply)} tokens after {opening!r}, tiny-qwen2"
+    what = f"the first {len(reply)} tokens after {start!r}, tiny-qwen2"
     check.exact(got, reply, what=what, fact="gen-tokens")
     what = f"positions run in each of the {len(reply) - 1} steps after the first, tiny-qwen2"
     check.exact(run[1:], [1] * (len(reply) - 1), what=what, fact="gen-once")
     check.exact(run[0], len(prompt) - 1, what="the largest call before the first token", fact="gen-once")
     want = tokenizer.decode(reply, skip_special_tokens=True)
-    text = solution.simple_generate_with_kv_cache(model, tokenizer, opening, max_tokens=len(reply))
-    what = f"simple_generate_with_kv_cache(model, tokenizer, {opening!r}, max_tokens={len(reply)}), tiny-qwen2"
+    text = solution.simple_generate_with_kv_cache(model, tokenizer, start, max_tokens=len(reply))
+    what = f"simple_generate_with_kv_cache(model, tokenizer, {start!r}, max_tokens={len(reply)}), tiny-qwen2"
     check.exact(text, want, what=what, fact="gen-simple")
