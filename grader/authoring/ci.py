@@ -84,7 +84,7 @@ def measured_tests(root: Path, folder: Path, jobs: int = 1) -> Result:
     measured = {"COVERAGE_FILE": str(folder / ".coverage")}
     pytest = ["coverage", "run", "--parallel-mode", "-m", "pytest", "grader/tests", f"--junitxml={junit}"]
     # A file stays in one process: what its tests share (a compiled kernel, a trained model) is made once.
-    # In the files' order, and not those with many tests first: single ones that take a minute would come last.
+    # In the files' order, not those with many tests first: single tests that take a minute would come last.
     several = ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"] if jobs > 1 else []
     ran = command([*pytest, *several], root, measured)
     # A grading child that was killed while it wrote its data leaves a file that cannot be read.
