@@ -643,4 +643,5 @@ class _Yardstick:
             self._stopped = True
             if self._child is not None:
                 self._child._signal(signal.SIGKILL)
+        self._thread.join(GOODBYE_SECONDS)  # it ends the child
         self._thread.join(timeout=5)
