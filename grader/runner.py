@@ -643,5 +643,4 @@ class _Yardstick:
             self._stopped = True
             if self._child is not None:
                 self._child._signal(signal.SIGKILL)
-        self._thread.join(GOODBYE_SECONDS)  # it ends the child
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=20)  # it ends the child; that takes a moment on a busy machine
