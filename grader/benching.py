@@ -164,7 +164,9 @@ class Measurement:
             "model": asdict(subject.model) if subject.model else None,
             "rounds": self.rounds,
         }
-        self.child = processes.Child(MODULE, job, cwd=self.clone.root)
+        self.child = processes.Child(
+            MODULE, job, cwd=self.clone.root, launch=processes.start_with_large_pages
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -13,6 +13,7 @@ through: benching_child.py tells it with the line.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -255,12 +256,10 @@ class Bench:
         self._emit("schedules", asdict(picture))
         return picture.differing
 
-    def share(self, title: str, rates: Sequence[float], limit: float, *, at_least: float) -> None:
-        """Hold rates, one a round, to a share of a limit. Says "too noisy" where the rounds disagree."""
-        shares = [rate / limit for rate in rates]
-        middle = sorted(shares)[len(shares) // 2]
-        bar = Bar(f"at least {100 * at_least:.0f}%", judge(shares, at_least))
-        self._emit("count", asdict(Count(title, round(100 * middle, 1), "%", bar)))
+    def share(self, title: str, percents: Sequence[float], *, at_least: float) -> None:
+        """Hold shares, one a round, to a bar, all in percent. Says "too noisy" where the rounds disagree."""
+        bar = Bar(f"at least {at_least:.0f}%", judge(percents, at_least))
+        self._emit("count", asdict(Count(title, round(statistics.median(percents), 1), "%", bar)))
 
     def race(
         self,

@@ -7,6 +7,7 @@ the engine has one, with all tokens so far where it has none. Runs in the measur
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -237,7 +238,10 @@ class Speed:
         prompt = min(prompt, self._longest() - tokens)
         if prompt < 1:
             raise UsageError(f"--tokens {tokens}: this model takes at most {self._longest()}.")
+        bounded = self.traffic.weight_bytes > CACHES_HOLD
+        reader = machine.MemoryReader() if bounded else None
         contestants, starts = [], set()
+        bandwidths: dict[str, list[float]] = {}  # of the memory, measured before each turn of a contestant
         for runner in self.runners:
             reading = prompt * runner.read_seconds
             token = runner.token_seconds if runner.make_cache else reading
@@ -248,11 +252,10 @@ class Speed:
             starts.add(start)
             less = [f"{steps} token{'s' * (steps != 1)}"] if steps < tokens else []
             less += ["after 1"] if start < prompt else []
-            contestants.append(_decoding(runner, start, steps, " ".join(less)))
+            measured = bandwidths.setdefault(runner.name, [])
+            contestants.append(_decoding(runner, start, steps, " ".join(less), _noting(reader, measured)))
         if not contestants:
             return
-        bounded = self.traffic.weight_bytes > CACHES_HOLD
-        before = [machine.read_bandwidth()] if bounded else []  # and once more after it
         how = "" if self.cached else ", each from all tokens so far"
         race = self.bench.run_race(
             f"decode, {tokens} tokens after {prompt}{how}",
@@ -264,27 +267,35 @@ class Speed:
             AGREE if len(starts) == 1 else None,
             self._bars([r for r in self.runners if r.name in {c.name for c in contestants}]),
         )
-        self._limits(race, prompt + tokens / 2, before)
+        self._limits(race, prompt + tokens / 2, reader, bandwidths)
 
-    def _limits(self, race: Race, keys: float, bandwidths: Sequence[machine.Limit]) -> None:
-        """What the machine's memory allows, and the share of it that each reaches."""
+    def _limits(
+        self,
+        race: Race,
+        keys: float,
+        reader: machine.MemoryReader | None,
+        bandwidths: Mapping[str, Sequence[float]],
+    ) -> None:
+        """What the machine's memory allows, and the share of it that each reaches, turn by turn."""
         needed = self.traffic.decode_bytes(keys)
         self._add_points("decode", race, self.traffic.decode_operations(keys), needed)
         weights, cached = self.traffic.weight_bytes, keys * self.traffic.cache_bytes
-        if not bandwidths:
+        if reader is None:
             self.emit("limits", asdict(Limits(weights, cached, 0.0)))
             return
-        bandwidth = max(*bandwidths, self.bench.bandwidth, key=lambda b: b.per_second)
-        limit = bandwidth.per_second / needed
-        shares = [
-            replace(x, figures=tuple(100 * f / limit for f in x.figures)) for x in race.lanes if x.figures
-        ]
-        found = Limits(weights, cached, bandwidth.per_second, bandwidth.how, tuple(shares))
-        self.emit("limits", asdict(found))
+        shares = []
+        for lane in race.lanes:
+            if lane.figures:
+                beside = bandwidths[lane.name][-len(lane.figures) :]  # the turn that warmed up left out
+                pairs = zip(lane.figures, beside, strict=True)
+                shares.append(replace(lane, figures=tuple(100 * f * needed / b for f, b in pairs)))
+        usual = statistics.median(b for found in bandwidths.values() for b in found)
+        how = f"{reader.how}, before each turn"
+        self.emit("limits", asdict(Limits(weights, cached, usual, how, tuple(shares))))
         least = self.engine.bars.get("bandwidth_share")
         own = race.lanes[0]
         if least is not None and own.figures:
-            self.bench.share(f"share of the limit, {own.name}", own.figures, limit, at_least=least)
+            self.bench.share(f"share of the limit, {own.name}", shares[0].figures, at_least=100 * least)
 
     def _add_points(self, part: str, race: Race, operations: float, moved: float) -> None:
         """For the picture: operations and bytes are those of one token."""
@@ -317,14 +328,24 @@ def _reading(runner: Runner) -> Callable[[Ids], mx.array]:
     return run
 
 
-def _decoding(runner: Runner, start: int, steps: int, remark: str) -> Contestant:
+def _noting(reader: machine.MemoryReader | None, bandwidths: list[float]) -> Callable[[], None]:
+    """Measures the memory's bandwidth and adds it to the list."""
+    if reader is None:
+        return lambda: None
+    return lambda: bandwidths.append(reader.per_second(machine.READ_AGAIN_PASSES))
+
+
+def _decoding(
+    runner: Runner, start: int, steps: int, remark: str, before_each: Callable[[], None]
+) -> Contestant:
     """Decode `steps` tokens after `start` ones. The ids are given, so that all read the same."""
 
     def setup(ids: Ids) -> tuple[Ids, Any]:
-        if runner.make_cache is None:
-            return ids, None
-        logits, cache = runner.begin(ids[:, :start])
-        mx.eval(logits)
+        cache = None
+        if runner.make_cache is not None:
+            logits, cache = runner.begin(ids[:, :start])
+            mx.eval(logits)
+        before_each()
         return ids, cache
 
     def run(given: tuple[Ids, Any]) -> mx.array:

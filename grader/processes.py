@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from . import large_pages
+
 if TYPE_CHECKING:
     import psutil
 
@@ -43,11 +45,18 @@ def adopt_orphans() -> None:
 
 
 def start(
-    argv: Sequence[str], *, output: int, pass_fds: Sequence[int], token: str, cwd: str
+    argv: Sequence[str],
+    *,
+    output: int,
+    pass_fds: Sequence[int],
+    token: str,
+    cwd: str,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start the child in a session of its own: the terminal's Ctrl-C reaches the parent only.
 
     Everything it prints goes to the file descriptor `output`; `token` marks it and what it starts.
+    `variables` are added to its environment.
     """
     return subprocess.Popen(
         argv,
@@ -56,7 +65,7 @@ def start(
         stderr=output,
         pass_fds=pass_fds,
         start_new_session=True,
-        env={**os.environ, TOKEN_VARIABLE: token},
+        env={**os.environ, **(variables or {}), TOKEN_VARIABLE: token},
         cwd=cwd,
     )
 
@@ -88,11 +97,23 @@ class Launch(Protocol):
 
 
 def start_child(
-    module: str, job: Mapping[str, Any], *, output: int, pass_fds: Sequence[int], token: str, cwd: str
+    module: str,
+    job: Mapping[str, Any],
+    *,
+    output: int,
+    pass_fds: Sequence[int],
+    token: str,
+    cwd: str,
+    variables: Mapping[str, str] | None = None,
 ) -> Process:
     """Start `python -P -m MODULE '<job as JSON>'`."""
     argv = [sys.executable, "-P", "-m", module, json.dumps(job)]
-    return start(argv, output=output, pass_fds=pass_fds, token=token, cwd=cwd)
+    return start(argv, output=output, pass_fds=pass_fds, token=token, cwd=cwd, variables=variables)
+
+
+def start_with_large_pages(module: str, job: Mapping[str, Any], **settings: Any) -> Process:
+    """`start_child` for one that reads a whole model at every token."""
+    return start_child(module, job, variables=large_pages.variables(os.environ), **settings)
 
 
 def memory_of(process: Process) -> int:

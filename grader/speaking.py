@@ -167,7 +167,9 @@ class Speaker:
         }
 
     def _begin(self, module: str, job: Mapping[str, Any]) -> None:
-        self._child = processes.Child(module, job, cwd=self.clone.root, requests=True)
+        self._child = processes.Child(
+            module, job, cwd=self.clone.root, requests=True, launch=processes.start_with_large_pages
+        )
         self.process: subprocess.Popen[bytes] | None = self._child.process
         self._arrived: list[dict[str, Any]] = []
         self._stage = "starting"  # then importing, loading, building, ready

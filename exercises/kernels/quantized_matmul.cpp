@@ -6,6 +6,7 @@
 // Letters: M rows of a, I inputs (the length of a row of a and of w), O outputs (the rows of w).
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -63,7 +64,8 @@ struct Arranged {
 };
 
 // Words asked for ahead of their use, at least: 4 KB. Memory answers only after some hundred cycles, and four rows side
-// by side are no pattern for the processor to foresee; but the rows behind them come next.
+// by side are no pattern for the processor to foresee; but the rows behind them come next, and they are asked for in
+// the order in which they lie in memory.
 constexpr size_t kAhead = 1024;
 
 // out[begin .. end) of one row of a. Four outputs at a time: a vector of a is loaded once and used four times.

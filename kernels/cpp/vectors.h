@@ -74,11 +74,13 @@ struct Lanes {
     return __builtin_convertvector((Ints)v, Floats);
   }
   static float sum(Floats v) {
-    float result = 0;
-    for (int i = 0; i < W; ++i) {
-      result += v[i];
+    if constexpr (W == 4) {
+      return (v[0] + v[1]) + (v[2] + v[3]);
+    } else { // one half onto the other: as many steps as W has bits, not as it has lanes
+      typename Lanes<W / 2>::Floats half[2];
+      std::memcpy(half, &v, sizeof v);
+      return Lanes<W / 2>::sum(half[0] + half[1]);
     }
-    return result;
   }
   static Floats max(Floats a, Floats b) {
     const Ints greater = a > b; // -1 where it holds, else 0

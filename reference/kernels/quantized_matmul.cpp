@@ -6,6 +6,7 @@
 // Letters: M rows of a, I inputs (the length of a row of a and of w), O outputs (the rows of w).
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -116,7 +117,8 @@ struct Arranged {
 };
 
 // Words asked for ahead of their use, at least: 4 KB. Memory answers only after some hundred cycles, and four rows side
-// by side are no pattern for the processor to foresee; but the rows behind them come next.
+// by side are no pattern for the processor to foresee; but the rows behind them come next, and they are asked for in
+// the order in which they lie in memory.
 constexpr size_t kAhead = 1024;
 
 // out[begin .. end) of one row of a. Four outputs at a time: a vector of a is loaded once and used four times.
@@ -129,7 +131,10 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
   constexpr uint32_t mask = (1u << bits) - 1;
   const size_t words = call.I / P; // of a row of w
   const size_t groups = call.I / call.group_size;
-  const size_t ahead = std::max(kAhead, R * words); // long rows: the same place in the next four
+  // A group has a power of two of words, so a shift finds a word's group, where a division takes as long as a row's
+  // whole vector of weights.
+  const int shift = std::countr_zero(call.group_size / P);
+  const size_t ahead = std::max(kAhead, R * words); // long rows: the next four
 
   const auto block = [&]<size_t rows>(size_t o) {
     typename Vector::Floats totals[rows] = {};
@@ -138,9 +143,8 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
       typename Vector::Words word[rows];
       typename Vector::Floats sum[rows] = {};
       for (size_t r = 0; r < rows; ++r) {
-        const uint32_t* from = call.packed + (o + r) * words + first;
-        word[r] = Vector::load(from);
-        __builtin_prefetch(from + ahead);
+        word[r] = Vector::load(call.packed + (o + r) * words + first);
+        __builtin_prefetch(call.packed + o * words + ahead + rows * first + r * W);
       }
       for (size_t j = 0; j + 1 < P; ++j) {
         const auto of_a = Vector::once(Vector::load(numbers + j * W));
@@ -153,12 +157,12 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
         sum[r] += of_a * Vector::to_floats(word[r] >> (bits * (P - 1)));
       }
       // Scale and bias, lane by lane: all words of a half are in one group.
-      const size_t g = first * P / call.group_size, next = (first + W / 2) * P / call.group_size;
-      const auto sum_of_a = Vector::load(a.sums.data() + first);
+      const size_t g = first >> shift, next = (first + W / 2) >> shift;
+      const auto sum_of_a = Vector::once(Vector::load(a.sums.data() + first));
       for (size_t r = 0; r < rows; ++r) {
         const T *scales = call.scales + (o + r) * groups, *biases = call.biases + (o + r) * groups;
-        totals[r] += sum[r] * Vector::halves(static_cast<float>(scales[g]), static_cast<float>(scales[next])) +
-            sum_of_a * Vector::halves(static_cast<float>(biases[g]), static_cast<float>(biases[next]));
+        totals[r] += sum[r] * Vector::halves(static_cast<float>(scales[g]), static_cast<float>(scales[next]));
+        totals[r] += sum_of_a * Vector::halves(static_cast<float>(biases[g]), static_cast<float>(biases[next]));
       }
     }
     for (size_t r = 0; r < rows; ++r) {
