@@ -12,6 +12,7 @@
 #include <mutex>
 #include <new>
 #include <thread>
+#include <utility>
 
 namespace tinyllm {
 
@@ -63,7 +64,6 @@ class Pool {
     work_.store(work, std::memory_order_relaxed);
     chunks_.store(chunks, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    failed_ = nullptr;
     const uint32_t round = round_.load(std::memory_order_relaxed) + 1;
     ticket_.store(uint64_t{round} << 32, std::memory_order_release);
     round_.store(round, std::memory_order_release);
@@ -72,8 +72,8 @@ class Pool {
     for (int looks = 0; done_.load(std::memory_order_acquire) < chunks; ++looks) {
       looks < kSpins ? pause() : std::this_thread::yield();
     }
-    if (failed_) {
-      std::rethrow_exception(failed_);
+    if (failed_) { // handed over: the pool keeps nothing that another caller would free
+      std::rethrow_exception(std::exchange(failed_, nullptr));
     }
     return true;
   }
