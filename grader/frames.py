@@ -119,6 +119,8 @@ def describe(name: str, value: Any, evaluate: bool = True) -> ArrayNote:
     if value is None or isinstance(value, (bool, int, float, str, slice, mx.Dtype, list, tuple)):
         try:
             text = repr(value)
+            if isinstance(value, float) and len(text) > 8:
+                text = f"{value:.6g}"
         except Exception:  # of an object inside, which may be half made
             text = type(value).__name__
         return ArrayNote(name, value=text if len(text) <= 40 else text[:37] + "...")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LABEL = 11  # columns of a label such as "expected"
 NO_BREAK = "\xa0"  # textwrap leaves it alone
+MOST_THERE = 180  # characters about the line's variables, some three lines of a terminal
 WIDEST = 100  # a wider terminal does not make prose easier to read
 
 STYLE = {
@@ -275,14 +276,20 @@ def _shown_frames(frames: tuple[Frame, ...], *, all_of_them: bool) -> tuple[Fram
 
 
 def _shapes(values: Sequence[ArrayNote]) -> str:
-    """The arrays of a frame, then its plain values: "float32: x (3, 5) · y (3, 5); scale = None"."""
+    """The arrays of a frame, then its plain values: "float32: x (3, 5) · y (3, 5); scale = None".
+
+    Plain values that would make it too long are left out, and counted.
+    """
     parts = []
     for dtype in dict.fromkeys(v.dtype for v in values if v.shape):
         arrays = [v for v in values if v.shape and v.dtype == dtype]
         notes = (f"{v.name} {v.shape} {v.note}".rstrip() for v in arrays)
         parts.append(f"{dtype}: " + " · ".join(_unbroken(n) for n in notes))
-    parts += [_unbroken(f"{v.name} = {v.value}") for v in values if not v.shape]
-    return "; ".join(parts)
+    plain = [_unbroken(f"{v.name} = {v.value}") for v in values if not v.shape]
+    while plain and len("; ".join([*parts, *plain])) > MOST_THERE:
+        plain.pop()
+    left_out = sum(not v.shape for v in values) - len(plain)
+    return "; ".join([*parts, *plain]) + (f"; and {left_out} more" if left_out else "")
 
 
 def _unbroken(text: str) -> str:
