@@ -101,7 +101,7 @@ def grade(
     later: contextlib.ExitStack | None = None,
     launch: processes.Launch = processes.start_child,
     first_tasks: Sequence[int] = (),
-    shares: Sequence[Collection[int]] = (),
+    shares: Sequence[Collection[str]] = (),
     stop: Callable[[], bool] = lambda: False,
     strict: Strict | None = None,
     witness: Path | None = None,
@@ -114,7 +114,7 @@ def grade(
     the checks that are left are "not reached". cases: "keep" has failing checks leave their cases
     (cases.py), for which the child goes on, with `later` till that is closed; "replay" runs kept cases in the
     place of their checks. only_ids: these checks alone. launch: how a child is started (warm.Warm.launch).
-    first_tasks: whose checks run before the others'. shares: tasks that go to a child each, side by side.
+    first_tasks: whose checks run before the others'. shares: checks that go to a child each, side by side.
     stop: asked all the time; True ends the grading in `Cancelled`, and there is no report.
     strict: watch for what makes the result worthless; the verdict is REFUSED where there is any.
     witness: a file to which the child appends what each failing check saw last (witness.py).
@@ -160,7 +160,7 @@ class _Run:
     enough: Callable[[CheckResult], bool] = lambda result: False
     launch: processes.Launch = processes.start_child
     first_tasks: tuple[int, ...] = ()
-    shares: tuple[frozenset[int], ...] = ()
+    shares: tuple[frozenset[str], ...] = ()
     stop: Callable[[], bool] = lambda: False
 
     cases: str = ""
@@ -230,7 +230,7 @@ class _Run:
     def _run_children(self) -> None:
         deadline = self.began + self.limits.day_seconds
         only_ids = None if self.only_ids is None else list(self.only_ids)
-        shares: Sequence[frozenset[int] | None] = self.shares or (None,)
+        shares: Sequence[frozenset[str] | None] = self.shares or (None,)
         launched = False
         while True:
             children: list[_Child] = []
@@ -253,7 +253,8 @@ class _Run:
                         child.end()
             self._give_up_hopeless_tasks()
             left = [i for i in self.planned if i not in self.results]
-            if finished or self.problem or not left:
+            all_asked = finished and None in shares  # shares may leave out a check that is new
+            if all_asked or self.settled or self.problem or not left:
                 break
             if time.monotonic() > deadline:
                 self._fill(
@@ -341,9 +342,9 @@ class _Child:
         run: _Run,
         only_ids: list[str] | None,
         deadline: float,
-        share: frozenset[int] | None = None,
+        share: frozenset[str] | None = None,
     ) -> None:
-        """share: the tasks that it is for, where others run beside it; None is all of them."""
+        """share: the checks that it is for, where others run beside it; None is all of them."""
         self.run = run
         self.share = share
         self.deadline = deadline
@@ -543,11 +544,7 @@ class _Child:
     def _left(self) -> list[str]:
         """The checks of its share that have come to no verdict."""
         planned, results = self.run.planned, self.run.results
-        return [
-            i
-            for i, (task, _) in planned.items()
-            if i not in results and (self.share is None or task in self.share)
-        ]
+        return [i for i in planned if i not in results and (self.share is None or i in self.share)]
 
     def _where_it_stands(self) -> tuple[Frame, ...]:
         """Ask the running code for its line and names; when it is inside C code, for its line."""

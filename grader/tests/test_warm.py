@@ -263,16 +263,26 @@ def test_tasks_side_by_side_give_the_same_report(course: Toy, warm: Warm) -> Non
             order.append(event.id)
 
     launched = warm.launched
-    shared = grade(course, warm, shares=[{1}, {2}], on_event=told)
+    first, second = ({c.id for c in t.checks} for t in alone.tasks)
+    cut = min(first)
+    shared = grade(course, warm, shares=[first - {cut}, second | {cut}], on_event=told)
     assert warm.launched == launched + 2
     assert [[(c.id, c.outcome) for c in t.checks] for t in shared.tasks] == [
         [(c.id, c.outcome) for c in t.checks] for t in alone.tasks
     ]
     assert sorted(order) == sorted(c.id for t in alone.tasks for c in t.checks)
     course.sums(top="import os", double="os._exit(0)", row_sums="while True: pass")
-    report = grade(course, warm, shares=[{1}, {2}], timeout=0.5)
+    report = grade(course, warm, shares=[first, second], timeout=0.5)
     assert set(outcomes(report, 1)) == {Outcome.CRASHED}
     assert set(outcomes(report, 2)) == {Outcome.TIMED_OUT}
+
+
+@linux
+def test_a_check_that_is_in_no_share_runs_as_well(course: Toy, warm: Warm) -> None:
+    course.sums()
+    alone = grade(course, warm)
+    first, second = ({c.id for c in t.checks} for t in alone.tasks)
+    assert grade(course, warm, shares=[first - {min(first)}, second]).verdict is Verdict.PASSED
 
 
 def test_chosen_tasks_run_first(course: Toy) -> None:
