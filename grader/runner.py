@@ -321,9 +321,12 @@ class _Run:
         self.results[check_id] = result
         self.settled = self.settled or self.enough(result)
         self.on_event(result)
-        mine = [i for i, (number, _) in self.planned.items() if number == task]
-        if all(i in self.results for i in mine):
+        if self._is_done(task):
             self.on_event(next(t for t in self._tasks() if t.id == task))
+
+    def _is_done(self, task: int) -> bool:
+        """Whether all checks of a task have come to a verdict."""
+        return all(i in self.results for i, (number, _) in self.planned.items() if number == task)
 
     def _precision_note(self, check_id: str) -> str:
         """Say which of the two failed, the maths or the precision, when the float32 twin has passed."""

@@ -201,11 +201,13 @@ def mark(token: str) -> None:
 
 
 def preload(grading: Grading) -> None:
-    """Import what the day's checks import only as they run, as far as it is there.
+    """Do what pytest and the day's checks do only as they run: imports, as far as they are there, above all.
 
     mlx-lm's own modules are dropped again: a check finds them as it would in a process of its own, and they
     load quickly once all that they need is there.
     """
+    for item in grading.everything:
+        item.location  # noqa: B018 - a cached property, for which the check's source is read
     for name in sorted(_late_imports(grading.day.tests)):
         if name.partition(".")[0] not in ("mlx_lm", "tinyllm"):
             with contextlib.suppress(Exception):
