@@ -103,10 +103,12 @@ def _handed(value: Any) -> Any:
 
 
 def _packed(array: mx.array) -> tuple[Callable[..., mx.array], tuple[Any, ...]]:
-    bits = BITS.get(array.dtype)
-    return _unpacked, (np.array(array.view(bits) if bits else array), str(array.dtype).rpartition(".")[2])
+    if array.dtype in BITS:
+        return _from_bits, (np.array(array.view(BITS[array.dtype])), str(array.dtype).rpartition(".")[2])
+    return mx.array, (np.array(array),)
 
 
-def _unpacked(values: np.ndarray, dtype: str) -> mx.array:
-    array = mx.array(values)
-    return array.view(getattr(mx, dtype))  # a node of the graph: nothing is computed before it is used
+def _from_bits(bits: np.ndarray, dtype: str) -> mx.array:
+    return mx.array(bits).view(
+        getattr(mx, dtype)
+    )  # a node of the graph: nothing is computed before it is used
