@@ -38,6 +38,7 @@ from .report import (
 
 POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.1
+FAMILY_POLL_SECONDS = 0.5  # what the child started is looked at less often: it takes ten times as long
 STUCK_ANSWER_SECONDS = 0.5
 GOODBYE_SECONDS = 0.5
 CASES_SECONDS = 20.0  # for the cases of failing checks to be written, after the verdict
@@ -371,7 +372,7 @@ class _Child:
         self.since = time.monotonic()
         self.stuck_frames: tuple[Frame, ...] | None = None
         self.yardstick: _Yardstick | None = None
-        self.memory_checked = 0.0
+        self.memory_checked = self.family_checked = self.since
 
     # ---- the watch ----
 
@@ -391,8 +392,11 @@ class _Child:
         now = time.monotonic()
         if now - self.memory_checked > MEMORY_POLL_SECONDS and self.stage != "building":
             self.memory_checked = now
+            alone = now - self.family_checked < FAMILY_POLL_SECONDS
+            if not alone:
+                self.family_checked = now
             limit = self.run.limits.memory_gib * 2**30
-            if processes.memory_of(self.process) > limit:
+            if processes.memory_of(self.process, alone=alone) > limit:
                 used = f"Used more than {self.run.limits.memory_gib:g} GiB of memory, and was stopped."
                 self._blame(Outcome.OUT_OF_MEMORY, used, self._where_it_stands())
                 return False
