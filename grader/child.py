@@ -118,7 +118,9 @@ def pytest_arguments(day: Day) -> list[str]:
         "-c", os.devnull, f"--rootdir={day.folder}", "--import-mode=importlib", "--noconftest",
         "-p", "no:cacheprovider", "-p", "no:junitxml", "-p", "no:doctest", "-p", "no:unittest",
         "-p", "no:faulthandler", "-p", "no:terminal", "-p", "no:threadexception",
-        "-p", "no:unraisableexception", "-p", "no:warnings", "-s", *map(str, day.tests),
+        "-p", "no:unraisableexception", "-p", "no:warnings", "-p", "no:logging", "-p", "no:stepwise",
+        "-p", "no:pastebin", "-p", "no:setuponly", "-p", "no:setupplan",
+        "-s", *map(str, day.tests),
     ]  # fmt: skip
 
 

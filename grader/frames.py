@@ -6,6 +6,7 @@ check runs, each return from solution code is noted with its local names; a fail
 
 from __future__ import annotations
 
+import functools
 import linecache
 import sys
 import traceback
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -22,6 +23,8 @@ from .report import ArrayNote, Frame
 
 KEPT_RETURNS = 6
 SHOWN_VALUES = 12
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class FrameRecorder:
@@ -86,6 +89,24 @@ class FrameRecorder:
             source=source_line(code.co_filename, line),
             values=describe_names(names, evaluate=evaluate),
         )
+
+
+def unnoted(function: F) -> F:
+    """Mark a function of a check that runs no code under test: no return inside is worth noting.
+
+    Being asked at every call takes as long as mlx.nn takes to build a small model.
+    """
+
+    @functools.wraps(function)
+    def without_notes(*args: Any, **options: Any) -> Any:
+        noting = sys.getprofile()
+        sys.setprofile(None)
+        try:
+            return function(*args, **options)
+        finally:
+            sys.setprofile(noting)
+
+    return without_notes  # type: ignore[return-value]
 
 
 def source_line(filename: str, line: int) -> str:

@@ -124,7 +124,7 @@ class Grading:
         self.only_ids = only_ids
         self.only_task = only_task
         self.first_tasks: tuple[int, ...] = ()  # whose checks run before the others', in this order
-        self.share: frozenset[int] | None = None  # the tasks of this process, where others run beside it
+        self.share: frozenset[str] | None = None  # the checks of this process, where others run beside it
         self.wait: Callable[[], None] = lambda: None  # called when the tests are collected, nothing has run
         self._relative = faults.shown_path(clone, tree)
         self.frames = FrameRecorder(tree.owns, self._relative)
@@ -139,7 +139,7 @@ class Grading:
         self.checks: dict[str, tuple[int, str]] = {}  # id -> (task, title)
         self.beside: list[Any] = []  # further plugins; they may come with the job
         self.at_end: list[Callable[[], None]] = []  # what is to be done when all is reported
-        self._everything: list[pytest.Item] = []  # all that the day's tests hold
+        self.everything: list[pytest.Item] = []  # all that the day's tests hold
 
     # ---- before the tests ----
 
@@ -175,20 +175,20 @@ class Grading:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         config.addinivalue_line("markers", "task(n): the task that a check belongs to")
         # In the day's order, however its test files are called.
-        self._everything = sorted(items, key=_task_number)
+        self.everything = sorted(items, key=_task_number)
         kept = self._chosen()
         config.hook.pytest_deselected(items=[i for i in items if i not in kept])
         items[:] = kept
 
     def _asked_for(self) -> list[pytest.Item]:
         """The checks of the grading, of which other processes may run some."""
-        return [i for i in self._everything if self.only_task in (None, _task_number(i))]
+        return [i for i in self.everything if self.only_task in (None, _task_number(i))]
 
     def _chosen(self) -> list[pytest.Item]:
         """The checks that this process is to run."""
         kept = self._asked_for()
         if self.share is not None:
-            kept = [i for i in kept if _task_number(i) in self.share]
+            kept = [i for i in kept if check_id(i) in self.share]
         if self.only_ids is not None:
             kept = [i for i in kept if check_id(i) in self.only_ids]
         first = {task: n - len(self.first_tasks) for n, task in enumerate(self.first_tasks)}

@@ -116,14 +116,17 @@ def start_with_large_pages(module: str, job: Mapping[str, Any], **settings: Any)
     return start_child(module, job, variables=large_pages.variables(os.environ), **settings)
 
 
-def memory_of(process: Process) -> int:
-    """Resident bytes of the child and its descendants; 0 once it is gone."""
+def memory_of(process: Process, *, alone: bool = False) -> int:
+    """Resident bytes of the child and its descendants; 0 once it is gone.
+
+    `alone` leaves the descendants out: to find them, every process of the machine is looked at.
+    """
     import psutil
 
     total = 0
     with contextlib.suppress(psutil.Error):
         own = psutil.Process(process.pid)
-        for member in (own, *own.children(recursive=True)):
+        for member in (own, *(() if alone else own.children(recursive=True))):
             with contextlib.suppress(psutil.Error):
                 total += member.memory_info().rss
     return total

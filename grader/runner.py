@@ -38,6 +38,7 @@ from .report import (
 
 POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.1
+FAMILY_POLL_SECONDS = 0.5  # what the child started is looked at less often: it takes ten times as long
 STUCK_ANSWER_SECONDS = 0.5
 GOODBYE_SECONDS = 0.5
 CASES_SECONDS = 20.0  # for the cases of failing checks to be written, after the verdict
@@ -101,7 +102,7 @@ def grade(
     later: contextlib.ExitStack | None = None,
     launch: processes.Launch = processes.start_child,
     first_tasks: Sequence[int] = (),
-    shares: Sequence[Collection[int]] = (),
+    shares: Sequence[Collection[str]] = (),
     stop: Callable[[], bool] = lambda: False,
     strict: Strict | None = None,
     witness: Path | None = None,
@@ -114,7 +115,7 @@ def grade(
     the checks that are left are "not reached". cases: "keep" has failing checks leave their cases
     (cases.py), for which the child goes on, with `later` till that is closed; "replay" runs kept cases in the
     place of their checks. only_ids: these checks alone. launch: how a child is started (warm.Warm.launch).
-    first_tasks: whose checks run before the others'. shares: tasks that go to a child each, side by side.
+    first_tasks: whose checks run before the others'. shares: checks that go to a child each, side by side.
     stop: asked all the time; True ends the grading in `Cancelled`, and there is no report.
     strict: watch for what makes the result worthless; the verdict is REFUSED where there is any.
     witness: a file to which the child appends what each failing check saw last (witness.py).
@@ -160,7 +161,7 @@ class _Run:
     enough: Callable[[CheckResult], bool] = lambda result: False
     launch: processes.Launch = processes.start_child
     first_tasks: tuple[int, ...] = ()
-    shares: tuple[frozenset[int], ...] = ()
+    shares: tuple[frozenset[str], ...] = ()
     stop: Callable[[], bool] = lambda: False
 
     cases: str = ""
@@ -230,7 +231,7 @@ class _Run:
     def _run_children(self) -> None:
         deadline = self.began + self.limits.day_seconds
         only_ids = None if self.only_ids is None else list(self.only_ids)
-        shares: Sequence[frozenset[int] | None] = self.shares or (None,)
+        shares: Sequence[frozenset[str] | None] = self.shares or (None,)
         launched = False
         while True:
             children: list[_Child] = []
@@ -253,7 +254,8 @@ class _Run:
                         child.end()
             self._give_up_hopeless_tasks()
             left = [i for i in self.planned if i not in self.results]
-            if finished or self.problem or not left:
+            all_asked = finished and None in shares  # shares may leave out a check that is new
+            if all_asked or self.settled or self.problem or not left:
                 break
             if time.monotonic() > deadline:
                 self._fill(
@@ -320,9 +322,12 @@ class _Run:
         self.results[check_id] = result
         self.settled = self.settled or self.enough(result)
         self.on_event(result)
-        mine = [i for i, (number, _) in self.planned.items() if number == task]
-        if all(i in self.results for i in mine):
+        if self._is_done(task):
             self.on_event(next(t for t in self._tasks() if t.id == task))
+
+    def _is_done(self, task: int) -> bool:
+        """Whether all checks of a task have come to a verdict."""
+        return all(i in self.results for i, (number, _) in self.planned.items() if number == task)
 
     def _precision_note(self, check_id: str) -> str:
         """Say which of the two failed, the maths or the precision, when the float32 twin has passed."""
@@ -341,9 +346,9 @@ class _Child:
         run: _Run,
         only_ids: list[str] | None,
         deadline: float,
-        share: frozenset[int] | None = None,
+        share: frozenset[str] | None = None,
     ) -> None:
-        """share: the tasks that it is for, where others run beside it; None is all of them."""
+        """share: the checks that it is for, where others run beside it; None is all of them."""
         self.run = run
         self.share = share
         self.deadline = deadline
@@ -367,7 +372,7 @@ class _Child:
         self.since = time.monotonic()
         self.stuck_frames: tuple[Frame, ...] | None = None
         self.yardstick: _Yardstick | None = None
-        self.memory_checked = 0.0
+        self.memory_checked = self.family_checked = self.since
 
     # ---- the watch ----
 
@@ -387,8 +392,11 @@ class _Child:
         now = time.monotonic()
         if now - self.memory_checked > MEMORY_POLL_SECONDS and self.stage != "building":
             self.memory_checked = now
+            alone = now - self.family_checked < FAMILY_POLL_SECONDS
+            if not alone:
+                self.family_checked = now
             limit = self.run.limits.memory_gib * 2**30
-            if processes.memory_of(self.process) > limit:
+            if processes.memory_of(self.process, alone=alone) > limit:
                 used = f"Used more than {self.run.limits.memory_gib:g} GiB of memory, and was stopped."
                 self._blame(Outcome.OUT_OF_MEMORY, used, self._where_it_stands())
                 return False
@@ -543,11 +551,7 @@ class _Child:
     def _left(self) -> list[str]:
         """The checks of its share that have come to no verdict."""
         planned, results = self.run.planned, self.run.results
-        return [
-            i
-            for i, (task, _) in planned.items()
-            if i not in results and (self.share is None or task in self.share)
-        ]
+        return [i for i in planned if i not in results and (self.share is None or i in self.share)]
 
     def _where_it_stands(self) -> tuple[Frame, ...]:
         """Ask the running code for its line and names; when it is inside C code, for its line."""

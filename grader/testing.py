@@ -21,6 +21,8 @@ import pytest
 
 from . import loading
 from .clone import find_clone
+from .frames import unnoted as unnoted  # for a day's tests
+from .keeping import kept as kept  # for a day's tests
 from .loading import mlx_lm_module as mlx_lm_module  # for a day's tests
 from .report import Failure
 from .schedule_picture import schedule_text as schedule_text  # for a day's tests
@@ -87,6 +89,7 @@ def as_float64(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32)).astype(np.float64)
 
 
+@unnoted
 def shipped_model(name: str) -> Any:
     """The model of reference/models/`name`, as `mlx_lm.load` returns it: mlx-lm's own, weights still packed.
 

@@ -30,6 +30,9 @@ CHILD = "tinyllm.grader.child"
 BOOT_SECONDS = 60.0  # a plain child would need as long as the warm process, so waiting for that is no loss
 ANSWER_SECONDS = 30.0  # a fork takes milliseconds, unless the machine is very busy
 PLACE_FOR_TOKEN = "0" * 16
+ONE_THREAD = {
+    "OPENBLAS_NUM_THREADS": "1"
+}  # NumPy's threads spin while they wait, beside another child's checks
 
 
 class Forked:
@@ -127,7 +130,7 @@ class Warm:
         return processes.start_child(module, job, output=output, pass_fds=pass_fds, token=token, cwd=cwd)
 
     def refresh(self) -> None:
-        """Start anew where there is no warm process, or the day's tests are not those that it collected."""
+        """Start anew where there is no warm process, or what it depends on is not what it was."""
         state = _state_of(self.clone, self.day)
         if self._process is None or self._process.poll() is not None or state != self._state:
             self.close()
@@ -165,7 +168,7 @@ class Warm:
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**os.environ, processes.TOKEN_VARIABLE: PLACE_FOR_TOKEN},
+                env={**ONE_THREAD, **os.environ, processes.TOKEN_VARIABLE: PLACE_FOR_TOKEN},
                 cwd=self.clone.root,
             )
         self._control = ours
@@ -234,8 +237,9 @@ class Warm:
 
 
 def _state_of(clone: Clone, day: Day) -> tuple[tuple[str, int, int], ...]:
-    """What a warm process depends on: the specs of the course and the day's tests."""
+    """What a warm process depends on: the specs of the course, the day's tests, the models that ship."""
     files = [clone.checkpoints / "course.toml", *clone.checkpoints.glob("*/checkpoint.toml")]
+    files += (clone.reference / "models").glob("*/*")
     files += sorted(Path(day.folder).glob("*.py"))
     found = []
     for file in sorted(files):

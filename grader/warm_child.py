@@ -10,6 +10,8 @@ Forking is safe as long as MLX has computed nothing: what it needs for that are 
 the one that called it. So the threads are counted. Where there are more than NumPy's, or where MLX computes
 on a GPU, or where orphans cannot be adopted (off Linux), this process does the first job itself, and whoever
 started it starts another.
+
+Where it forks, one fork computes what the day's checks keep (preparing.py), and every later one has that.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -35,6 +38,7 @@ from .processes import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from .plugin import Grading
+    from .preparing import Preparation
 
 MLX_LM_MODELS = ("models.qwen2", "models.qwen3", "models.cache")  # what checks build their oracles from
 
@@ -64,8 +68,7 @@ def main(setting: dict[str, Any]) -> None:
             why_not = "MLX computes on a GPU"
         elif _threads() > threads:
             why_not = "the day's tests have MLX compute as they are imported"
-        gc.collect()
-        gc.freeze()  # so that a collection in a child does not touch, and so copy, all of it
+        _settle_memory()
         _Server(control, grading, forks=not why_not).run(why_not)
 
     grading.wait = serve
@@ -80,10 +83,14 @@ class _Server:
         self.control = control
         self.grading = grading
         self.forks = forks
+        self._preparation: Preparation | None = None
 
     def run(self, why_not: str) -> None:
         self._answer({"ready": os.getpid(), "forks": self.forks, "why_not": why_not})
+        if self.forks:
+            self._prepare()
         while True:
+            self._wait_for_job()
             message, descriptors = receive(self.control)
             if message is None:
                 os._exit(0)
@@ -102,6 +109,26 @@ class _Server:
                 os.close(descriptor)
             self._answer({"pid": pid})
 
+    def _prepare(self) -> None:
+        from .keeping import keep
+        from .preparing import Preparation
+
+        if not keep.names:
+            return
+        with _no_warnings():
+            self._preparation = Preparation(self.grading.everything)
+
+    def _wait_for_job(self) -> None:
+        """Until the grader says something. What has been prepared meanwhile is taken in."""
+        while self._preparation is not None:
+            ready, _, _ = select.select([self.control, self._preparation.done], [], [])
+            if self._preparation.done in ready:
+                self._preparation.take_in()
+                self._preparation = None
+                _settle_memory()
+            elif ready:
+                return
+
     def _answer(self, message: dict[str, Any]) -> None:
         try:
             send(self.control, message)
@@ -116,8 +143,7 @@ class _Server:
         theirs, ours = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # from 3.12 on: NumPy's threads look like any others
+        with _no_warnings():
             between = os.fork()
             if between == 0:
                 between = os.getpid()
@@ -148,6 +174,19 @@ class _Server:
         child.take(self.grading, job)
 
 
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """For a fork: from 3.12 on Python warns of it, since NumPy's threads look like any others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _settle_memory() -> None:
+    gc.collect()
+    gc.freeze()  # so that a collection in a child does not touch, and so copy, all of it
+
+
 def mark(token: str) -> None:
     """Have this process found by `token`, as a process is that was started with it in its environment.
 
@@ -162,11 +201,13 @@ def mark(token: str) -> None:
 
 
 def preload(grading: Grading) -> None:
-    """Import what the day's checks import only as they run, as far as it is there.
+    """Do what pytest and the day's checks do only as they run: imports, as far as they are there, above all.
 
     mlx-lm's own modules are dropped again: a check finds them as it would in a process of its own, and they
     load quickly once all that they need is there.
     """
+    for item in grading.everything:
+        item.location  # noqa: B018 - a cached property, for which the check's source is read
     for name in sorted(_late_imports(grading.day.tests)):
         if name.partition(".")[0] not in ("mlx_lm", "tinyllm"):
             with contextlib.suppress(Exception):

@@ -10,6 +10,8 @@ is not another attempt, and one that an edit cancelled came to no verdict.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import select
 import signal
@@ -38,6 +40,7 @@ TICK = 1.0  # seconds after which files are looked at without any event
 SETTLE_SECONDS = 0.15  # an editor's rename or truncation is over by then
 GRACE_SECONDS = 0.4  # events that come later than this after a change are taken for none at all
 WORTH_SHARING = 0.25  # seconds of checks; with less, a second child costs more than it saves
+OF_ANY_CHECK = 0.001  # seconds that pytest takes for a check, whatever it does
 
 Hashes = dict[str, str]
 Look = tuple[tuple[int, int, int], ...]
@@ -296,23 +299,28 @@ class Watch:
             found[task.id] = tuple(texts)
         return found
 
-    def _shares(self) -> list[set[int]]:
-        """The day's tasks for as many children as there are processors, by the time that their checks took.
+    def _shares(self) -> list[set[str]]:
+        """The day's checks for as many children as there are processors, by the time that they took.
 
-        A task's checks stay together, in one process and in their order.
+        A task's checks stay together, in one process and in their order, unless they take longer than a
+        child's part: then they are cut between two test functions.
         """
         if self.report is None or not self.warm.forks:
             return []
-        seconds = {t.id: sum(c.seconds for c in t.checks) for t in self.report.tasks}
         count = min(_processors(), 4)
-        if sum(seconds.values()) < WORTH_SHARING or count < 2:
+        seconds = {c.id: c.seconds + OF_ANY_CHECK for t in self.report.tasks for c in t.checks}
+        total = sum(seconds.values())
+        if total < WORTH_SHARING or count < 2:
             return []
-        shares: list[set[int]] = [set() for _ in range(count)]
+        runs: list[list[str]] = []
+        for task in self.report.tasks:
+            runs += _cut([c.id for c in task.checks], seconds, total / count)
+        shares: list[set[str]] = [set() for _ in range(count)]
         loads = [0.0] * count
-        for task in sorted(seconds, key=lambda t: -seconds[t]):
+        for run in sorted(runs, key=lambda ids: -sum(seconds[i] for i in ids)):
             least = loads.index(min(loads))
-            shares[least].add(task)
-            loads[least] += seconds[task] + 0.001
+            shares[least].update(run)
+            loads[least] += sum(seconds[i] for i in run)
         return [s for s in shares if s]
 
     # ---- the log
@@ -462,6 +470,25 @@ class _Follower:
 
 
 EMPTY = "e3b0c44298fc"  # content_hash of a file of no bytes
+
+
+def _cut(ids: Sequence[str], seconds: Mapping[str, float], part: float) -> list[list[str]]:
+    """A task's checks as runs of about `part` seconds, no test function's in two of them."""
+    left = sum(seconds[i] for i in ids)
+    cuts = math.ceil(left / part)
+    runs: list[list[str]] = [[]]
+    filled = 0.0
+    for _, group in itertools.groupby(ids, key=lambda i: i.partition("[")[0]):
+        function = list(group)
+        more = sum(seconds[i] for i in function)
+        # Cut where the run comes nearest to its fair part of what is left.
+        if runs[-1] and len(runs) < cuts and filled + more / 2 > left / (cuts - len(runs) + 1):
+            runs.append([])
+            left -= filled
+            filled = 0.0
+        runs[-1] += function
+        filled += more
+    return runs
 
 
 def _processors() -> int:

@@ -6,7 +6,6 @@ error of the code under test, and not the half precision of two programs. One ch
 trained model that comes with the course. Nothing is asked of what it has learnt.
 """
 
-import functools
 import math
 
 import mlx.core as mx
@@ -21,12 +20,14 @@ from tinyllm.grader.testing import (
     check,
     dtype_name,
     every_dtype,
+    kept,
     mlx_lm_module,
     require,
     sample,
     shipped_model,
     task,
     tolerance,
+    unnoted,
 )
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
@@ -95,15 +96,17 @@ def dequantized64(layer):
 
 # ---- checkpoints ----
 
+# Two layers show all that several do; one check has five.
+SMALL = SMALL_QWEN2 | {"num_hidden_layers": 2}
 # Qwen3: no biases, a norm on query and key heads, and a D that is not E / H_q.
-QWEN3 = SMALL_QWEN2 | {"model_type": "qwen3", "head_dim": 32}
-# Qwen's own widths and heads. Layers, vocabulary, positions (of which RoPE makes a table) and the MLPs of
-# 7B, 18944 wide, and of Qwen3-0.6B, 3072 wide, are cut: nothing but time grows with them.
-REAL = SMALL_QWEN2 | {"num_hidden_layers": 2, "vocab_size": 1009, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
-QWEN2_05B = REAL | {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14}
+QWEN3 = SMALL | {"model_type": "qwen3", "head_dim": 32}
+# Qwen's own widths and heads. Layers, vocabulary, positions (of which RoPE makes a table) and the MLPs, 4864
+# wide in 0.5B, 18944 in 7B and 3072 in Qwen3-0.6B, are cut: nothing but time grows with them.
+REAL = SMALL | {"num_hidden_layers": 1, "vocab_size": 211, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
+QWEN2_05B = REAL | {"hidden_size": 896, "intermediate_size": 640, "num_attention_heads": 14}
 QWEN2_7B = REAL | {
     "hidden_size": 3584,
-    "intermediate_size": 1024,
+    "intermediate_size": 256,
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
     "tie_word_embeddings": False,
@@ -118,7 +121,7 @@ QWEN3_06B = REAL | {
 }
 
 
-@functools.cache
+@kept
 def pools():
     """A million normal numbers and a million random words, from which all weights are cut."""
     rng = np.random.default_rng(15)
@@ -165,40 +168,74 @@ def fill(layer, dtype, weights, gain=1.0):
         layer.bias = weights.normal(layer.bias.shape, dtype, 0.5)
 
 
-def checkpoint(dtype, config, *, seed, quantized=None):
-    """An mlx-lm model with seeded weights in `dtype`.
+def mixed(path, layer):
+    """4 bits and 8, groups of 32 and of 64, and some layers as they are."""
+    if not hasattr(layer, "to_quantized") or path.endswith(("o_proj", "layers.1.mlp.up_proj", "lm_head")):
+        return False
+    wide = path.endswith(("embed_tokens", "v_proj", "down_proj"))
+    return {"group_size": 64 if wide else 32, "bits": 8 if wide else 4}
 
-    `quantized`: group size and bits of all layers, or a function of path and layer as nn.quantize takes it.
-    """
+
+def all_but_the_largest(path, layer):
+    """4 bits in groups of 64, but for W_q and W_o: in the real width of 7B these take most of the time."""
+    if not hasattr(layer, "to_quantized") or path.endswith(("q_proj", "o_proj")):
+        return False
+    return {"group_size": 64, "bits": 4}
+
+
+MIXTURES = {f.__name__: f for f in (mixed, all_but_the_largest)}
+
+
+def empty_model(config, quantized):
+    """mlx-lm's model of this configuration, whose weights are still to come."""
     family = mlx_lm_module("models." + config["model_type"])
     model = family.Model(family.ModelArgs(**config))
-    if callable(quantized):
-        nn.quantize(model, class_predicate=quantized)
+    if quantized in MIXTURES:
+        nn.quantize(model, class_predicate=MIXTURES[quantized])
     elif quantized:
         nn.quantize(model, *quantized)
+    return model
+
+
+@kept
+def parameters(dtype, config, seed, quantized):
+    """The seeded weights of a checkpoint, by their names in mlx-lm's model."""
+    model = empty_model(config, quantized)
     weights = Weights(seed)
     for path, layer in leaves(model):
         if layer.parameters():  # RoPE has none
             fill(layer, dtype, weights, gain=2.0 if path.endswith("embed_tokens") else 1.0)
-    return model
+    return dict(tree_flatten(model.parameters()))
+
+
+@kept
+def logits(dtype, config, seed, quantized, shape, inputs_seed):
+    """What mlx-lm's model of a checkpoint's weights makes of token ids, computing in float32."""
+    oracle = empty_model(config, quantized)
+    oracle.load_weights(list(parameters(dtype, config, seed, quantized).items()))
+    oracle.set_dtype(F32)
+    return as_float64(oracle(token_ids(shape, config["vocab_size"], seed=inputs_seed)))
+
+
+class Checkpoint:
+    """Seeded weights in `dtype`, as `mlx_model`.
+
+    `quantized`: group size and bits of all layers, or the name of one of MIXTURES.
+    """
+
+    @unnoted
+    def __init__(self, dtype, config, *, seed, quantized=None):
+        self.dtype, self.quantized = dtype, quantized
+        self._recipe = (dtype, config, seed, quantized)
+        self.mlx_model = empty_model(config, quantized)
+        self.mlx_model.load_weights(list(parameters(*self._recipe).items()))
+
+    def logits(self, shape, *, seed):
+        return logits(*self._recipe, shape, seed)
 
 
 def leaves(model):
     return tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
-
-
-def oracle_of(model):
-    """mlx-lm's model of the same weights, computing in float32."""
-    formats = {
-        path: {"group_size": layer.group_size, "bits": layer.bits}
-        for path, layer in leaves(model)
-        if hasattr(layer, "scales")
-    }
-    oracle = type(model)(model.args)
-    nn.quantize(oracle, class_predicate=lambda path, layer: formats.get(path, False))
-    oracle.update(model.parameters())
-    oracle.set_dtype(F32)
-    return oracle
 
 
 def token_ids(shape, vocab_size, *, seed):
@@ -337,19 +374,27 @@ def logit_error(config, want, length, dtype, quantized):
     }
 
 
-def check_model(model, mlx_model, inputs, dtype=F32, *, fact, what="", quantized=False):
-    """Logits against mlx-lm's in float32. Returns both, the learner's as they are."""
-    got = model(inputs)
-    want = as_float64(oracle_of(mlx_model)(inputs))
+def check_logits(got, want, args, dtype, *, fact, what="", quantized=False):
+    """A model's logits against mlx-lm's in float32; `args` are mlx_model.args."""
     check.close(
         got,
         want,
         dtype=dtype,
-        **logit_error(mlx_model.args, want, inputs.shape[1], dtype, quantized),
-        what=f"Qwen2ModelWeek1(mlx_model)(inputs), inputs {tuple(inputs.shape)}, {dtype_name(dtype)}{what}",
+        **logit_error(args, want, want.shape[1], dtype, quantized),
+        what=f"Qwen2ModelWeek1(mlx_model)(inputs), inputs {want.shape[:2]}, {dtype_name(dtype)}{what}",
         fact=fact,
     )
-    return got, want
+
+
+def check_model(solution, checkpoint, *inputs, fact, what=""):
+    """The model of a checkpoint on one batch of token ids after another, each as its shape and its seed."""
+    args = checkpoint.mlx_model.args
+    model = solution.Qwen2ModelWeek1(checkpoint.mlx_model)
+    for shape, seed in inputs:
+        want = checkpoint.logits(shape, seed=seed)
+        got = model(token_ids(shape, args.vocab_size, seed=seed))
+        quantized = checkpoint.quantized is not None
+        check_logits(got, want, args, checkpoint.dtype, fact=fact, what=what, quantized=quantized)
 
 
 # ---- task 1: the embedding ----
@@ -567,17 +612,13 @@ def test_dequantize_not_quantized(solution, dtype):
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_model_not_quantized(solution, tied, dtype):
     """the logits of two prompts, not quantised, head tied and untied"""
-    mlx_model = checkpoint(dtype, SMALL_QWEN2 | {"tie_word_embeddings": tied}, seed=500)
-    model = solution.Qwen2ModelWeek1(mlx_model)
-    for seed, shape in ((501, (2, 7)), (502, (3, 5))):
-        inputs = token_ids(shape, 117, seed=seed)
-        check_model(
-            model, mlx_model, inputs, dtype, fact="model-head", what=f", {'tied' if tied else 'untied'}"
-        )
+    checkpoint = Checkpoint(dtype, SMALL | {"tie_word_embeddings": tied}, seed=500)
+    what = f", {'tied' if tied else 'untied'}"
+    check_model(solution, checkpoint, ((2, 5), 501), ((3, 4), 502), fact="model-head", what=what)
 
 
 # Groups must divide the widths: 128 needs wider layers. D is 32 there.
-WIDER = SMALL_QWEN2 | {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8}
+WIDER = SMALL | {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8}
 
 
 @task(4)
@@ -594,49 +635,33 @@ WIDER = SMALL_QWEN2 | {"hidden_size": 256, "intermediate_size": 384, "num_attent
 )
 def test_model_quantized(solution, dtype, bits, group_size, tied):
     """the logits of a quantised checkpoint"""
-    config = (SMALL_QWEN2 if group_size == 32 else WIDER) | {"tie_word_embeddings": tied}
-    mlx_model = checkpoint(dtype, config, seed=510 + bits, quantized=(group_size, bits))
+    config = (SMALL if group_size == 32 else WIDER) | {"tie_word_embeddings": tied}
+    checkpoint = Checkpoint(dtype, config, seed=510 + bits, quantized=(group_size, bits))
     what = f", {bits} bits in groups of {group_size}, {'tied' if tied else 'untied'}"
-    inputs = token_ids((2, 5), 117, seed=511)
-    model = solution.Qwen2ModelWeek1(mlx_model)
-    check_model(model, mlx_model, inputs, dtype, quantized=True, fact="model-logits", what=what)
+    check_model(solution, checkpoint, ((2, 3), 511), fact="model-logits", what=what)
 
 
 @task(4)
 def test_model_mixed(solution):
     """a checkpoint whose layers are quantised differently, some of them not at all"""
-
-    def recipe(path, layer):
-        if not hasattr(layer, "to_quantized") or path.endswith(("o_proj", "layers.1.mlp.up_proj", "lm_head")):
-            return False
-        wide = path.endswith(("embed_tokens", "v_proj", "down_proj"))
-        return {"group_size": 64 if wide else 32, "bits": 8 if wide else 4}
-
-    config = SMALL_QWEN2 | {"hidden_size": 192, "intermediate_size": 320, "tie_word_embeddings": False}
-    mlx_model = checkpoint(F32, config, seed=520, quantized=recipe)
-    inputs = token_ids((2, 5), 117, seed=521)
-    model = solution.Qwen2ModelWeek1(mlx_model)
-    check_model(model, mlx_model, inputs, quantized=True, fact="model-reads", what=", 4 and 8 bits mixed")
+    config = SMALL | {"hidden_size": 192, "intermediate_size": 320, "tie_word_embeddings": False}
+    checkpoint = Checkpoint(F32, config, seed=520, quantized="mixed")
+    check_model(solution, checkpoint, ((2, 5), 521), fact="model-reads", what=", 4 and 8 bits mixed")
 
 
 @task(4)
 def test_model_lengths(solution):
     """one token, one prompt, and a longer one: every position's logits, none from what comes after it"""
-    mlx_model = checkpoint(F32, SMALL_QWEN2, seed=530)
-    model = solution.Qwen2ModelWeek1(mlx_model)
-    for seed, shape in ((531, (1, 1)), (532, (1, 23)), (533, (4, 2))):
-        check_model(model, mlx_model, token_ids(shape, 117, seed=seed), fact="model-causal")
+    checkpoint = Checkpoint(F32, SMALL, seed=530)
+    check_model(solution, checkpoint, ((1, 1), 531), ((1, 23), 532), ((4, 2), 533), fact="model-causal")
 
 
 @task(4)
 @pytest.mark.parametrize("layers", [1, 2, 5])
 def test_model_depth(solution, layers):
     """as many layers as the checkpoint has, in their order"""
-    mlx_model = checkpoint(F32, SMALL_QWEN2 | {"num_hidden_layers": layers}, seed=540 + layers)
-    model = solution.Qwen2ModelWeek1(mlx_model)
-    check_model(
-        model, mlx_model, token_ids((2, 5), 117, seed=541), fact="model-head", what=f", {layers} layers"
-    )
+    checkpoint = Checkpoint(F32, SMALL | {"num_hidden_layers": layers}, seed=540 + layers)
+    check_model(solution, checkpoint, ((2, 5), 541), fact="model-head", what=f", {layers} layers")
 
 
 @task(4)
@@ -647,34 +672,30 @@ def test_model_depth(solution, layers):
 )
 def test_model_config(solution, config):
     """each number of the configuration is the checkpoint's own"""
-    mlx_model = checkpoint(F32, SMALL_QWEN2 | config, seed=550)
-    model = solution.Qwen2ModelWeek1(mlx_model)
+    checkpoint = Checkpoint(F32, SMALL | config, seed=550)
     what = "".join(f", {name} {value}" for name, value in config.items())
-    check_model(model, mlx_model, token_ids((2, 6), 117, seed=551), fact="model-config", what=what)
+    check_model(solution, checkpoint, ((2, 6), 551), fact="model-config", what=what)
 
 
 @task(4)
 @pytest.mark.parametrize("bits", [None, 4], ids=["bfloat16", "4-bit"])
 @pytest.mark.parametrize("name", ["0.5B", "7B"])
 def test_model_real_shapes(solution, name, bits):
-    """Qwen2's own widths and heads, cut to two layers, in bfloat16 and in 4 bits"""
+    """Qwen2's own widths and heads, cut to one layer, in bfloat16 and in 4 bits"""
     config = {"0.5B": QWEN2_05B, "7B": QWEN2_7B}[name]
-    mlx_model = checkpoint(BF16, config, seed=560, quantized=(64, bits) if bits else None)
+    quantized = {"0.5B": (64, 4), "7B": "all_but_the_largest"}[name] if bits else None
+    checkpoint = Checkpoint(BF16, config, seed=560, quantized=quantized)
     what = f", widths of Qwen2-{name}" + (f", {bits} bits in groups of 64" if bits else "")
-    model = solution.Qwen2ModelWeek1(mlx_model)
-    inputs = token_ids((1, 3), 1009, seed=561)
-    check_model(model, mlx_model, inputs, BF16, quantized=bool(bits), fact="model-logits", what=what)
+    check_model(solution, checkpoint, ((1, 2), 561), fact="model-logits", what=what)
 
 
 @task(4)
 @every_dtype
 def test_model_qwen3(solution, dtype):
     """the logits of a Qwen3 checkpoint: norms on query and key, no biases, a D of its own"""
-    mlx_model = checkpoint(dtype, QWEN3, seed=570)
     require(QWEN3["head_dim"] * QWEN3["num_attention_heads"] != QWEN3["hidden_size"], "D is E / H_q")
-    model = solution.Qwen2ModelWeek1(mlx_model)
-    inputs = token_ids((2, 7), 117, seed=571)
-    check_model(model, mlx_model, inputs, dtype, fact="model-optional", what=", Qwen3, tied")
+    checkpoint = Checkpoint(dtype, QWEN3, seed=570)
+    check_model(solution, checkpoint, ((2, 5), 571), fact="model-optional", what=", Qwen3, tied")
 
 
 @task(4)
@@ -686,45 +707,47 @@ def test_model_qwen3(solution, dtype):
 def test_model_qwen3_quantized(solution, dtype, bits, tied):
     """the logits of a quantised Qwen3 checkpoint"""
     config = QWEN3 | {"tie_word_embeddings": tied}
-    mlx_model = checkpoint(dtype, config, seed=580, quantized=(32, bits))
-    model = solution.Qwen2ModelWeek1(mlx_model)
+    checkpoint = Checkpoint(dtype, config, seed=580, quantized=(32, bits))
     what = f", Qwen3, {bits} bits in groups of 32, {'tied' if tied else 'untied'}"
-    inputs = token_ids((2, 5), 117, seed=581)
-    check_model(model, mlx_model, inputs, dtype, quantized=True, fact="model-optional", what=what)
+    check_model(solution, checkpoint, ((2, 5), 581), fact="model-optional", what=what)
 
 
 @task(4)
 def test_model_qwen3_real_shapes(solution):
-    """Qwen3-0.6B's own widths and heads, cut to two layers, in bfloat16"""
-    mlx_model = checkpoint(BF16, QWEN3_06B, seed=590)
-    model = solution.Qwen2ModelWeek1(mlx_model)
-    inputs = token_ids((1, 3), 1009, seed=591)
-    check_model(model, mlx_model, inputs, BF16, fact="model-optional", what=", widths of Qwen3-0.6B")
+    """Qwen3-0.6B's own widths and heads, cut to one layer, in bfloat16"""
+    checkpoint = Checkpoint(BF16, QWEN3_06B, seed=590)
+    check_model(solution, checkpoint, ((1, 3), 591), fact="model-optional", what=", widths of Qwen3-0.6B")
 
 
 @task(4)
 def test_model_one_after_the_other(solution):
     """a Qwen3 and a Qwen2 checkpoint in turn: neither leaves anything to the other"""
-    for seed, config in ((600, QWEN3), (601, SMALL_QWEN2), (602, QWEN3)):
-        mlx_model = checkpoint(F32, config | {"num_hidden_layers": 1}, seed=seed)
-        model = solution.Qwen2ModelWeek1(mlx_model)
+    for seed, config in ((600, QWEN3), (601, SMALL), (602, QWEN3)):
+        checkpoint = Checkpoint(F32, config | {"num_hidden_layers": 1}, seed=seed)
         what = f", {config['model_type']}"
-        check_model(model, mlx_model, token_ids((2, 4), 117, seed=seed), fact="model-optional", what=what)
+        check_model(solution, checkpoint, ((2, 4), seed), fact="model-optional", what=what)
+
+
+@kept
+def shipped_logits(name, shape, seed):
+    """mlx-lm's logits of a model that ships, computed in float32."""
+    oracle = shipped_model(name)
+    oracle.set_dtype(F32)
+    return as_float64(oracle(token_ids(shape, oracle.args.vocab_size, seed=seed)))
 
 
 @task(4)
 def test_model_shipped(solution):
     """tiny-qwen2, the trained 4-bit model that comes with the course: its logits and its next tokens"""
     mlx_model = shipped_model("tiny-qwen2")
-    dtype = mlx_model.model.norm.weight.dtype
-    inputs = token_ids((1, 16), mlx_model.args.vocab_size, seed=610)
-    model = solution.Qwen2ModelWeek1(mlx_model)
-    options = {"quantized": True, "fact": "model-logits", "what": ", tiny-qwen2"}
-    got, want = check_model(model, mlx_model, inputs, dtype, **options)
+    args, dtype = mlx_model.args, mlx_model.model.norm.weight.dtype
+    want = shipped_logits("tiny-qwen2", (1, 8), 610)
+    got = solution.Qwen2ModelWeek1(mlx_model)(token_ids((1, 8), args.vocab_size, seed=610))
+    check_logits(got, want, args, dtype, quantized=True, fact="model-logits", what=", tiny-qwen2")
 
     # Where the best logit leads by more than two errors of the largest size allowed, no right computation
     # can come to another token.
-    allowed = tolerance(dtype, **logit_error(mlx_model.args, want, inputs.shape[1], dtype, quantized=True))
+    allowed = tolerance(dtype, **logit_error(args, want, want.shape[1], dtype, quantized=True))
     ordered = np.sort(want, axis=-1)
     certain = ordered[..., -1] - ordered[..., -2] > 2 * allowed[..., 0]
     require(certain.sum() >= 4, f"the next token is beyond doubt at {certain.sum()} positions only")

@@ -24,6 +24,7 @@ from tinyllm.grader.testing import (
     check,
     dtype_name,
     every_dtype,
+    kept,
     mlx_lm_module,
     require,
     sample,
@@ -50,6 +51,7 @@ class ByteTokenizer:
 
     def __init__(self, *pieces, more_eos=()):
         self._bytes = [bytes([n]) for n in range(256)] + list(pieces)
+        self._longest = sorted(pieces, key=len, reverse=True)
         self._special = ["<|start|>", "<|end|>", "<|halt|>", "<|note|>"]
         self.START, self.END, self.HALT, self.NOTE = (len(self._bytes) + i for i in range(4))
         self.eos_token_id = self.END
@@ -76,7 +78,7 @@ class ByteTokenizer:
     def encode(self, text, add_special_tokens=True):
         data, ids = text.encode(), [self.START] if add_special_tokens else []
         while data:
-            piece = max((p for p in self._bytes if data.startswith(p)), key=len)
+            piece = next((p for p in self._longest if data.startswith(p)), data[:1])
             ids.append(self.id(piece))
             data = data[len(piece) :]
         return ids
@@ -194,15 +196,21 @@ OPENINGS = (
 )
 
 
+@functools.cache
+def real_model():
+    return shipped_model("tiny-qwen2")
+
+
+@kept
+def real_logits(ids):
+    return real_model()(mx.array([ids]))
+
+
 class RealModel(_Watched):
     """tiny-qwen2, as mlx-lm computes it."""
 
-    def __init__(self):
-        super().__init__()
-        self.model = shipped_model("tiny-qwen2")
-
     def logits(self, ids):
-        return self.model(mx.array([ids]))
+        return real_logits(ids)
 
 
 class RealTokenizer(ShippedTokenizer):
@@ -245,12 +253,14 @@ def history_reply(prompt, count, vocabulary, rank=1):
     return history[len(prompt) :]
 
 
-def greedy_reply(model, prompt, count, eos):
-    """mlx-lm's greedy reply, made with its key-value cache: at most `count` tokens.
+@kept
+def greedy_reply(prompt, count, eos):
+    """tiny-qwen2's greedy reply by mlx-lm, made with its key-value cache: at most `count` tokens.
 
     It ends before an EOS, and where the best logit leads by so little that another order of the same sums
     could choose another token.
     """
+    model = real_model()
     cache = [mlx_lm_module("models.cache").KVCache() for _ in model.layers]
     reply, ids = [], list(prompt)
     while len(reply) < count:
@@ -583,14 +593,16 @@ def test_generate_with_tiny_qwen2(solution):
     tokenizer, model = RealTokenizer(), RealModel()
     for text in OPENINGS:
         prompt = tokenizer.encode(text, add_special_tokens=False)
-        reply = greedy_reply(model.model, prompt, 4, tokenizer.eos_token_ids)
+        reply = greedy_reply(prompt, 4, sorted(tokenizer.eos_token_ids))
         if len(reply) >= 2:
             break
     require(len(reply) >= 2, "after no opening are two tokens of the reply beyond doubt")
+    steps = [prompt + reply[:n] for n in range(len(reply))]
+    without_cache = [int(as_float64(real_logits(ids))[0, -1].argmax()) for ids in steps]
+    require(without_cache == reply, f"with its cache mlx-lm replies {reply}, without it {without_cache}")
     want = tokenizer.decode(reply, skip_special_tokens=True)
     got = solution.simple_generate(model, tokenizer, text, max_tokens=len(reply))
     call = f"simple_generate(model, tokenizer, {text!r}, max_tokens={len(reply)}), tiny-qwen2"
-    steps = [prompt + reply[:n] for n in range(len(reply))]
     check.exact(model.inputs, steps, what=f"inputs[0] of each model call of {call}", fact="model-input")
     check.exact(got, want, what=call, fact="reply-text")
 

@@ -19,6 +19,7 @@ from .stubs import NOT_COPIED
 # loading one of them in the grader's own process would load MLX there.
 CHILD_SIDE = frozenset(
     {"child", "faults", "frames", "plugin", "testing", "tripwires", "warm_child"}
+    | {"keeping", "preparing"}  # of what checks compute once
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
     | {"guilt_child"}  # of `why`
     | {"boundary", "cases_child", "check_function", "picks", "repro", "story"}  # of failures that are kept

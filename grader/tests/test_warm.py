@@ -197,6 +197,43 @@ def test_the_warm_process_starts_anew_for_other_tests_and_after_its_death(course
     assert len({first, second, warm.pid}) == 3
 
 
+KEPT = """
+import os, pathlib
+from tinyllm.grader.testing import kept
+
+@kept
+def answer(shape):
+    with open(pathlib.Path(__file__).parents[2] / "computed", "a") as log:
+        log.write(f"{os.getpid()} ")
+    return (mx.ones(shape) * 3).astype(mx.bfloat16)
+
+@task(2)
+def test_kept(solution):
+    \"\"\"three and three\"\"\"
+    want = answer((2, 3))
+    check.exact(solution.double(want), mx.full((2, 3), 6, mx.bfloat16), what="double(x)")
+    check.exact(answer((2, 3)), mx.full((2, 3), 3, mx.bfloat16), what="x after double(x)")
+"""
+
+
+@linux
+def test_what_checks_keep_is_computed_once_for_all_gradings(tmp_path: Path) -> None:
+    course = toy.make(tmp_path / "clone")
+    course.write("checkpoints/day1_1/test_sums.py", toy.TESTS_1 + KEPT)
+    course.write("checkpoints/day1_1/checkpoint.toml", toy.DAY_1.replace("checks = 2", "checks = 3"))
+    course.sums(double="x += x\n    return x")  # into its caller's array
+    with Warm(course.clone, course.course.day("1.1")) as warm:
+        assert warm.forks, warm.why_not
+        end = time.monotonic() + 60
+        while not (course.root / "computed").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert psutil.wait_procs(psutil.Process(warm.pid).children(), timeout=60)[1] == []
+        for _ in range(3):
+            report = runner.grade(course.clone, course.course, warm.day, launch=warm.launch, timeout=60.0)
+            assert outcomes(report, 2) == [Outcome.PASSED] * 3
+    assert len((course.root / "computed").read_text().split()) == 1
+
+
 @linux
 def test_tests_that_compute_as_they_are_imported_are_not_forked(course: Toy) -> None:
     course.write("checkpoints/day1_1/test_sums.py", toy.TESTS_1 + "\nmx.eval(mx.ones((2,)) + 1)\n")
@@ -263,16 +300,26 @@ def test_tasks_side_by_side_give_the_same_report(course: Toy, warm: Warm) -> Non
             order.append(event.id)
 
     launched = warm.launched
-    shared = grade(course, warm, shares=[{1}, {2}], on_event=told)
+    first, second = ({c.id for c in t.checks} for t in alone.tasks)
+    cut = min(first)
+    shared = grade(course, warm, shares=[first - {cut}, second | {cut}], on_event=told)
     assert warm.launched == launched + 2
     assert [[(c.id, c.outcome) for c in t.checks] for t in shared.tasks] == [
         [(c.id, c.outcome) for c in t.checks] for t in alone.tasks
     ]
     assert sorted(order) == sorted(c.id for t in alone.tasks for c in t.checks)
     course.sums(top="import os", double="os._exit(0)", row_sums="while True: pass")
-    report = grade(course, warm, shares=[{1}, {2}], timeout=0.5)
+    report = grade(course, warm, shares=[first, second], timeout=0.5)
     assert set(outcomes(report, 1)) == {Outcome.CRASHED}
     assert set(outcomes(report, 2)) == {Outcome.TIMED_OUT}
+
+
+@linux
+def test_a_check_that_is_in_no_share_runs_as_well(course: Toy, warm: Warm) -> None:
+    course.sums()
+    alone = grade(course, warm)
+    first, second = ({c.id for c in t.checks} for t in alone.tasks)
+    assert grade(course, warm, shares=[first - {min(first)}, second]).verdict is Verdict.PASSED
 
 
 def test_chosen_tasks_run_first(course: Toy) -> None:

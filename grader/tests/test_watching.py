@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tinyllm.grader import saves
+from tinyllm.grader import watching as watch_module
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import Toy
 
@@ -314,3 +315,10 @@ def test_no_folder_to_watch_is_told(course: Toy) -> None:
     assert done.returncode == 3
     assert "tinyllm-grade reset day1.1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_long_task_is_cut_between_test_functions() -> None:
+    seconds = {"a[1]": 1.0, "a[2]": 1.0, "b": 2.0, "c[1]": 3.0, "c[2]": 1.0}
+    assert watch_module._cut(list(seconds), seconds, 4.0) == [["a[1]", "a[2]", "b"], ["c[1]", "c[2]"]]
+    assert watch_module._cut(list(seconds), seconds, 8.0) == [list(seconds)]
+    assert watch_module._cut(["a[1]", "a[2]"], seconds, 0.5) == [["a[1]", "a[2]"]]
