@@ -678,14 +678,15 @@ def test_model_config(solution, config):
 
 
 @task(4)
-@pytest.mark.parametrize("bits", [None, 4], ids=["bfloat16", "4-bit"])
-@pytest.mark.parametrize("name", ["0.5B", "7B"])
-def test_model_real_shapes(solution, name, bits):
+@pytest.mark.parametrize(
+    ("name", "config", "quantized"),
+    [("0.5B", QWEN2_05B, None), ("0.5B", QWEN2_05B, (64, 4)), ("7B", QWEN2_7B, "all_but_the_largest")],
+    ids=["0.5B-bfloat16", "0.5B-4-bit", "7B-4-bit"],
+)
+def test_model_real_shapes(solution, name, config, quantized):
     """Qwen2's own widths and heads, cut to one layer, in bfloat16 and in 4 bits"""
-    config = {"0.5B": QWEN2_05B, "7B": QWEN2_7B}[name]
-    quantized = {"0.5B": (64, 4), "7B": "all_but_the_largest"}[name] if bits else None
     checkpoint = Checkpoint(BF16, config, seed=560, quantized=quantized)
-    what = f", widths of Qwen2-{name}" + (f", {bits} bits in groups of 64" if bits else "")
+    what = f", widths of Qwen2-{name}" + (", 4 bits in groups of 64" if quantized else "")
     check_model(solution, checkpoint, ((1, 2), 561), fact="model-logits", what=what)
 
 
