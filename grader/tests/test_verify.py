@@ -182,32 +182,33 @@ def test_a_sound_day_is_proven(clone: Clone, monkeypatch: pytest.MonkeyPatch) ->
     assert lines[-1] == "14 passed, 0 failed"
 
 
-def test_five_fifths_are_all_of_it(clone: Clone) -> None:
+def test_the_parts_together_are_all_of_it(clone: Clone) -> None:
     course = catalog.load(clone)
     made = list(verify.claims(clone, course, course.days[0]))
-    fifths = [[claim.name for claim in verify.a_fifth(made, fifth)] for fifth in verify.FIFTHS]
+    numbers = range(1, verify.PARTS + 1)
+    parts = [[claim.name for claim in verify.one_part(made, number)] for number in numbers]
     right = [claim.name for claim in made if claim.kind not in verify.WRONG_CODE]
     assert right == ["the reference", "the stub"]
-    wrong = [name for fifth in fifths for name in fifth if name not in right]
+    wrong = [name for part in parts for name in part if name not in right]
     assert sorted([*right, *wrong]) == sorted(claim.name for claim in made)
-    assert all(fifth[:2] == right for fifth in fifths)
-    assert {len(fifth) for fifth in fifths} == {2 + 2, 2 + 3}
+    assert all(part[:2] == right for part in parts)
+    assert {len(part) for part in parts} == {2 + 1, 2 + 2}
 
 
-def test_the_commit_tells_which_fifth(clone: Clone) -> None:
-    assert cli._fifth_of(clone) == 1  # no repository
+def test_the_commit_tells_which_part(clone: Clone) -> None:
+    assert cli._part_of(clone) == 1  # no repository
     repo = git.Repo.init(clone.root)
-    assert cli._fifth_of(clone) == 1  # no commit
+    assert cli._part_of(clone) == 1  # no commit
     told = set()
-    for number in range(30):
+    for number in range(60):
         # With its time given a commit has the same name everywhere.
         day, actor = "2020-01-01T00:00:00", git.Actor("a", "b@c")
         commit = repo.index.commit(
             f"number {number}", author=actor, committer=actor, author_date=day, commit_date=day
         )
-        assert cli._fifth_of(clone) == int(commit.hexsha, 16) % 5 + 1
-        told.add(cli._fifth_of(clone))
-    assert told == set(verify.FIFTHS)
+        assert cli._part_of(clone) == int(commit.hexsha, 16) % verify.PARTS + 1
+        told.add(cli._part_of(clone))
+    assert told == set(range(1, verify.PARTS + 1))
 
 
 LEAKY_SPEC = """
@@ -377,8 +378,8 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
     ]
     assert [line[3:] for line in fine.output.splitlines() if line.startswith("== ")] == [*titles, "summary"]
     assert fine.exit_code == 0, fine.output
-    assert "every fifth of the wrong solutions, from number 1 on" in fine.output  # there is no commit
-    assert fine.output.endswith("\n14 passed, 0 failed\n")  # 9 steps, 1 test, 4 of 8 claims
+    assert "every tenth of the wrong solutions, from number 1 on" in fine.output  # there is no commit
+    assert fine.output.endswith("\n13 passed, 0 failed\n")  # 9 steps, 1 test, 3 of 8 claims
 
     _put(
         clone,
