@@ -106,8 +106,10 @@ def verify_day(
     progress: Callable[[int, int], None] = lambda done, total: None,
     part: int | None = None,
 ) -> Proof:
-    """Grade every claim of a day, or of the wrong solutions one part, `jobs` at a time. `progress(done, total)`
-    is told after each."""
+    """Grade every claim of a day, or only a part of the wrong solutions, `jobs` at a time.
+
+    `progress(done, total)` is told after each.
+    """
     began = time.monotonic()
     made = list(claims(clone, course, day))
     if part is not None:
@@ -171,7 +173,7 @@ def _settle(
 
 
 def one_part(made: Sequence[Claim], part: int) -> list[Claim]:
-    """Every PARTS-th of the claims about wrong code, from number `part` on, and all those about right code."""
+    """Of the claims about wrong code every PARTS-th, from number `part` on, and all those about right code."""
     wrong = [number for number, claim in enumerate(made) if claim.kind in WRONG_CODE]
     left_out = set(wrong) - set(wrong[part - 1 :: PARTS])
     return [claim for number, claim in enumerate(made) if number not in left_out]
