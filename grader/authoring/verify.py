@@ -173,7 +173,7 @@ def _settle(
 
 
 def one_part(made: Sequence[Claim], part: int) -> list[Claim]:
-    """Of the claims about wrong code every PARTS-th, from number `part` on, and all those about right code."""
+    """All claims about right code; of those about wrong code every PARTS-th, from number `part` on."""
     wrong = [number for number, claim in enumerate(made) if claim.kind in WRONG_CODE]
     left_out = set(wrong) - set(wrong[part - 1 :: PARTS])
     return [claim for number, claim in enumerate(made) if number not in left_out]
