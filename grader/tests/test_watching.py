@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tinyllm.grader import saves
@@ -236,6 +237,31 @@ def test_an_edit_during_a_grading_starts_it_anew(course: Toy) -> None:
         terminal.press("q")
         assert terminal.end() == 0
     assert len(attempts(course)) == 2
+
+
+def test_a_save_cuts_the_search_for_likely_mistakes_off(course: Toy, tmp_path: Path) -> None:
+    """The one mistake that it tries never ends, and leaves a file as it begins."""
+    begun = tmp_path / "begun"
+    endless = f"[__import__('pathlib').Path('{begun}').touch(), [0 for _ in iter(int, 1)]]"
+    spec = toy.DAY_1.replace('replace = "x * x"', f'replace = "{endless}"')
+    course.write("checkpoints/day1_1/checkpoint.toml", spec)
+    with watching(course, "day1.1", "--keep") as terminal:
+        terminal.until(READY)
+        course.sums(double="return x * 3")
+        assert "day1.1: not passed yet" in terminal.until("1 of 2 tasks")
+        end = time.monotonic() + PATIENCE
+        while not begun.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert begun.exists()
+        course.sums()
+        shown = terminal.until(READY)
+        assert "saved again" in shown
+        assert "day1.1: passed" in shown
+        running = psutil.Process(terminal.process.pid).children(recursive=True)
+        assert not [p for p in running if "tinyllm.grader.likely_child" in p.cmdline()]
+        terminal.press("q")
+        assert terminal.end() == 0
+    assert [a["verdict"] for a in attempts(course)] == ["not passed", "not passed", "passed"]
 
 
 @pytest.mark.parametrize("how", ["key", "terminated", "while grading"])
