@@ -108,6 +108,25 @@ def test_an_infinite_loop_is_stopped_at_its_line(course: Toy) -> None:
     assert any(v.name == "turns" and int(v.value) > 1000 for v in found.frames[-1].values)
 
 
+def test_what_hangs_again_is_waited_for_less(course: Toy) -> None:
+    """In whichever task; what is merely slow has its own time."""
+    course.sums(
+        top="import time\n\ndef wait():\n    while True: pass",
+        double="if x.dtype != mx.bfloat16: wait()\n    return x + x",
+        row_sums="if x.shape[0] == 1: wait()\n    time.sleep(1.5)\n    return mx.sum(x, axis=1)",
+    )
+    report = grade(course, timeout=3.0)
+    first, second, _ = checks(report, 1)
+    slow, third = checks(report, 2)
+    assert [c.outcome for c in (first, second, third)] == [Outcome.TIMED_OUT] * 3
+    assert first.seconds >= 3 > max(second.seconds, third.seconds)
+    assert min(second.seconds, third.seconds) >= 1
+    repeated = "It had less time, as it stood where another check had used up its own."
+    assert [repeated in c.failure.summary for c in (first, second, third)] == [False, True, True]
+    assert third.failure.frames[-1].function == "wait"
+    assert slow.outcome is Outcome.PASSED
+
+
 def test_a_hang_in_c_code_is_stopped_at_its_line(course: Toy) -> None:
     # Joining a thread lock from C with signals blocked: Python's own handler never gets to run.
     course.sums(
