@@ -68,6 +68,5 @@ def find(
         raise CourseError(
             f"{day.name} has no check {name} any more.", next_step=f"Grade it again: tinyllm-grade {day.name}"
         )
-    grading.ready([item])
     given, needs = given_to(item)
-    return item.obj, {**given, "solution": grading.given}, needs - {"solution"}
+    return item.obj, {**given, "solution": grading.stand_in([item])}, needs - {"solution"}

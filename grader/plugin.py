@@ -219,11 +219,6 @@ class Grading:
         self._import_solution()
         self.emit("imported", {})
 
-    def ready(self, items: list[pytest.Item]) -> None:
-        """Build and import what the checks `items` need, where pytest does not run them."""
-        self._build_kernels(items)
-        self._import_solution()
-
     def _build_kernels(self, items: list[pytest.Item]) -> None:
         """Compile and load the C++ kernels that the day's code runs, so that no check's time goes into it."""
         files = self.course.kernels([self.day])

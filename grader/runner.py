@@ -44,6 +44,10 @@ GOODBYE_SECONDS = 0.5
 CASES_SECONDS = 20.0  # for the cases of failing checks to be written, after the verdict
 COSTLY = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
 COSTLY_CHECKS = 2  # after so many of them the rest of a task is not run
+# A check that stands where another had used up its time mostly never ends either: it has this share of its
+# floor, and at least so many seconds.
+REPEATED_SHARE = 0.2
+REPEATED_SECONDS = 1.0
 # Stages before any learner code runs. A cold disk compiles all of pytest, NumPy and MLX on the first run.
 PATIENCE = {"starting": ("starting the grading process", 60.0), "building": ("compiling the kernels", 300.0)}
 
@@ -373,6 +377,7 @@ class _Child:
         self.stuck_frames: tuple[Frame, ...] | None = None
         self.yardstick: _Yardstick | None = None
         self.memory_checked = self.family_checked = self.since
+        self.asked = self.repeated = False  # whether the running check hangs where another did
 
     # ---- the watch ----
 
@@ -418,24 +423,45 @@ class _Child:
             return False
         frames = self._where_it_stands()
         if self.stage == "checking" or self.stage == "importing":
-            looping = "" if not frames else " It was at the line below."
-            self._blame(Outcome.TIMED_OUT, stuck_reason(taken) + looping, frames)
+            summary = stuck_reason(taken)
+            if self.repeated:
+                summary += " It had less time, as it stood where another check had used up its own."
+            if frames:
+                summary += " It was at the line below."
+            self._blame(Outcome.TIMED_OUT, summary, frames)
         return True
 
     def _limit(self, taken: float) -> float:
         """Seconds the running stage may take.
 
         A floor, or a multiple of what the reference takes for the same check on this machine now. The
-        reference is only timed once a check has used half the floor.
+        reference is only timed once a check has used half the floor. Half-way through the lower floor of what
+        hangs again the check is asked whether that is what it does.
         """
-        if self.run.timeout is not None:
-            return self.run.timeout
-        floor = self.run.limits.check_seconds
-        if self.stage != "checking" or self.run.solution == "reference" or taken < floor / 2:
-            return floor if self.run.solution != "reference" else self.run.limits.day_seconds
+        if self.run.timeout is None and self.run.solution == "reference":
+            return self.run.limits.day_seconds
+        floor = self.run.timeout or self.run.limits.check_seconds
+        lower = min(floor, max(REPEATED_SECONDS, REPEATED_SHARE * floor))
+        if self.stage == "checking" and not self.asked and lower / 2 <= taken < floor / 2:
+            self.repeated = self._hangs_again()
+        if self.repeated:
+            floor = lower
+        if self.run.timeout is not None or self.stage != "checking" or taken < floor / 2:
+            return floor
         if self.yardstick is None:
             self.yardstick = _Yardstick(self.run, self.current)
         return max(floor, self.run.limits.reference_multiple * self.yardstick.seconds)
+
+    def _hangs_again(self) -> bool:
+        """Whether the running check stands in the function in which another had used up its time."""
+        self.asked, current = True, self.current
+        hung = [r.failure for r in self.run.results.values() if r.outcome is Outcome.TIMED_OUT and r.failure]
+        places = {_place(failure.frames) for failure in hung if failure.frames}
+        frames = self._answer() if places else None
+        # Meanwhile it may have come to its end, and another may have begun.
+        if not frames or (self.stage, self.current) != ("checking", current):
+            return False
+        return _place(frames) in places
 
     def _pump(self, wait: float) -> None:
         """Read what the child printed and reported."""
@@ -446,7 +472,8 @@ class _Child:
         run = self.run
         if run.strict is not None and self._is_forged(event):
             return
-        self.since = time.monotonic()
+        if event["event"] != "stuck":  # an answer of the check that runs on, not a step of its own
+            self.since = time.monotonic()
         match event["event"]:
             case "tampered":
                 run.tampering.append(Tampering(**{k: event[k] for k in Tampering.__match_args__}))
@@ -465,6 +492,7 @@ class _Child:
                 self.child.drain_prints()
                 self.child.prints = HeadAndTail()
                 self.stage, self.current = "checking", event["id"]
+                self.asked = self.repeated = False
                 task, title = run.planned[self.current]
                 run.on_event(Started(self.current, title, task, len(run.results) + 1, len(run.planned)))
             case "finish":
@@ -555,18 +583,24 @@ class _Child:
 
     def _where_it_stands(self) -> tuple[Frame, ...]:
         """Ask the running code for its line and names; when it is inside C code, for its line."""
-        if self._signal(signal.SIGUSR2):
-            end = time.monotonic() + STUCK_ANSWER_SECONDS
-            while self.stuck_frames is None and time.monotonic() < end and self.process.poll() is None:
-                self._pump(POLL_SECONDS)
-        if self.stuck_frames is not None:
-            return self.stuck_frames
+        answer = self._answer()
+        if answer is not None:
+            return answer
         if self._signal(signal.SIGABRT):
             try:
                 self.process.wait(STUCK_ANSWER_SECONDS)
             except subprocess.TimeoutExpired:
                 return ()
         return self._frames_in_stack_file()
+
+    def _answer(self) -> tuple[Frame, ...] | None:
+        """The running code's lines and names; None when it does not answer, inside C code. It goes on."""
+        self.stuck_frames = None
+        if self._signal(signal.SIGUSR2):
+            end = time.monotonic() + STUCK_ANSWER_SECONDS
+            while self.stuck_frames is None and time.monotonic() < end and self.process.poll() is None:
+                self._pump(POLL_SECONDS)
+        return self.stuck_frames
 
     def _signal(self, number: int) -> bool:
         if self.process.poll() is not None:
@@ -611,6 +645,11 @@ class _Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GOODBYE_SECONDS)
         self.child.end()
+
+
+def _place(frames: Sequence[Frame]) -> tuple[str, str]:
+    """The learner's function that was called last."""
+    return frames[-1].path, frames[-1].function
 
 
 class _Yardstick:

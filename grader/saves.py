@@ -60,7 +60,7 @@ class Saves:
         """The paths that events were about since the last time."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self._awake, 4096):
-                pass
+                pass  # the bytes only wake; what they are about is in _paths
         with self._lock:
             paths, self._paths = self._paths, set()
         return {Path(p) for p in paths}

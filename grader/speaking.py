@@ -193,7 +193,7 @@ class Speaker:
         """Wait until the model is loaded. Raises as `ask` does."""
         while self._stage != "ready":
             for _ in self._step():
-                pass
+                pass  # no reply has been asked for: only what it raises counts
 
     def ask(self, request: Ask) -> Iterator[Event]:
         """The events of one reply, up to Done.

@@ -162,13 +162,11 @@ class Tracing:
             raise _Problem(
                 f"{self.day.name}, task {self.task.id} has no check called {self.name}.", usage=True
             )
-        for grading in (self.theirs, self.mine):
-            grading.tree.install()
         self.emit("stage", {"name": "looking for a small example"})
-        self.theirs.ready(items)
+        self.theirs.stand_in(items)
         items = self._by_size(items)
         self.emit("stage", {"name": YOURS})
-        self.mine.ready(items)
+        self.mine.stand_in(items)
         item, plain = self._first_failing(items)
         wanted = self._wanted(plain)
         mine = self._run(item, self.mine, wanted)

@@ -41,7 +41,8 @@ class Tree(importlib.abc.MetaPathFinder):
         self._files: dict[str, bool] = {}
 
     def install(self) -> None:
-        sys.meta_path.insert(0, self)
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
 
     def replace(self, overlays: Mapping[str, Path]) -> None:
         """Put these files in modules' places, before any of the tree is imported."""

@@ -122,17 +122,18 @@ _jobs = click.option(
 @_jobs
 @click.option("-v", "--verbose", is_flag=True, help="One line for each claim, with the check that decided.")
 @click.option(
-    "--fifth",
-    type=click.IntRange(min(verify_.FIFTHS), max(verify_.FIFTHS)),
-    help="Only every fifth of the wrong solutions, from this one on; `ci` takes another one at each commit.",
+    "--part",
+    type=click.IntRange(1, verify_.PARTS),
+    help="Only every tenth of the wrong solutions, from number N on; `ci` takes another part at each commit.",
+    metavar="N",
 )
-def verify(day: str, jobs: int, verbose: bool, fifth: int | None) -> None:
+def verify(day: str, jobs: int, verbose: bool, part: int | None) -> None:
     """Prove that the tests of a day see mistakes. DAY as in `tinyllm-grade`; default: all.
 
     Grades the reference, the stub, every misconception, the cheats, and each symbol taken away.
     """
     clone, course = _load()
-    proofs = _verify(clone, course, course.select(day), jobs, verbose=verbose, fifth=fifth)
+    proofs = _verify(clone, course, course.select(day), jobs, verbose=verbose, part=part)
     problems = _problems(proofs)
     click.echo(verify_.closing(proofs))
     _end(ci_.Result.of(problems))
@@ -317,13 +318,13 @@ def _verify(
     jobs: int,
     *,
     verbose: bool = False,
-    fifth: int | None = None,
+    part: int | None = None,
 ) -> list[verify_.Proof]:
     """Prove the days one after another: a line for each as it goes, then the failures and the table."""
     proofs = []
     for day in days:
         count = _Count(day.name, live=sys.stdout.isatty())
-        proof = verify_.verify_day(clone, course, day, jobs=jobs, progress=count, fifth=fifth)
+        proof = verify_.verify_day(clone, course, day, jobs=jobs, progress=count, part=part)
         proofs.append(proof)
         count.end(f"{proof.passed} of {len(proof.results)} claims hold  {proof.seconds:.1f} s")
         if verbose:
@@ -366,17 +367,17 @@ class _Count:
 
 
 def _verify_step(clone: Clone, course: Course, jobs: int) -> ci_.Result:
-    fifth = _fifth_of(clone)
-    click.echo(f"every fifth of the wrong solutions, from number {fifth} on; `verify` alone tries all")
-    proofs = _verify(clone, course, course.days, jobs, fifth=fifth)
+    part = _part_of(clone)
+    click.echo(f"every tenth of the wrong solutions, from number {part} on; `verify` alone tries all")
+    proofs = _verify(clone, course, course.days, jobs, part=part)
     problems = _problems(proofs)
     return ci_.Result(sum(p.passed for p in proofs), len(problems), problems)
 
 
-def _fifth_of(clone: Clone) -> int:
-    """Which fifth of the wrong solutions CI tries: told by the commit, so that it can be repeated."""
+def _part_of(clone: Clone) -> int:
+    """Which part of the wrong solutions CI tries: told by the commit, so that it can be repeated."""
     try:
         commit = git.Repo(clone.root).head.commit.hexsha
     except (git.GitError, ValueError, OSError):  # no repository, or one without a commit
-        return verify_.FIFTHS[0]
-    return verify_.FIFTHS[int(commit, 16) % len(verify_.FIFTHS)]
+        return 1
+    return int(commit, 16) % verify_.PARTS + 1

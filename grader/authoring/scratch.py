@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from ..catalog import Course, Day, Misconception, Symbol, Task
 from ..clone import Clone
 from ..edits import misconceived
+from ..errors import SpecError
 from ..symbols import Segment, regions, segment, split_lines
 from . import stubs
 
@@ -25,15 +26,25 @@ TERMINAL = ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTER
 
 @contextmanager
 def clone_of(clone: Clone, *, models: bool = False) -> Iterator[Clone]:
-    """A fresh clone, with a repository of its own; with `models` its reference/models is the given one's."""
+    """A fresh clone in a temporary folder."""
     with TemporaryDirectory(prefix="tinyllm-scratch-") as folder:
-        root = Path(folder) / "tinyllm"
-        for part in PARTS:
-            shutil.copytree(clone.root / part, root / part, ignore=shutil.ignore_patterns(*LEFT_OUT))
-        if models:
-            (root / "reference/models").symlink_to(clone.reference / "models", target_is_directory=True)
-        subprocess.run(["git", "init", "-q", str(root)], check=True, capture_output=True)
-        yield Clone(root)
+        yield copy_of(clone, Path(folder) / "tinyllm", models=models)
+
+
+def copy_of(clone: Clone, root: Path, *, exercises: str = "exercises", models: bool = False) -> Clone:
+    """Copy `clone` to `root`, as a repository of its own, without what its learner has done in it.
+
+    `exercises` is the tree of which its exercises are a copy. With `models` its reference/models is the
+    clone's own: for what only reads them.
+    """
+    for part in PARTS:
+        source = clone.root / (exercises if part == "exercises" else part)
+        shutil.copytree(source, root / part, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    if models:
+        theirs = (clone.reference / "models").resolve()
+        (root / "reference/models").symlink_to(theirs, target_is_directory=True)
+    subprocess.run(["git", "init", "-q", str(root)], check=True, capture_output=True)
+    return Clone(root)
 
 
 def run(clone: Clone, *arguments: str, environment: Mapping[str, str] | None = None) -> tuple[str, int]:
@@ -63,7 +74,10 @@ def write_tasks(
 def sources(
     clone: Clone, course: Course, day: Day, done: Collection[int], mistake: Misconception | None = None
 ) -> dict[str, str]:
-    """The day's modules: the tasks in `done` are right and the others not begun, and `mistake` is made."""
+    """The day's modules: the tasks in `done` are right and the others not begun, and `mistake` is made.
+
+    Raises SpecError where a module has no such symbol, or the mistake does not fit.
+    """
     result = {}
     for module in day.modules:
         text = (clone.reference / module).read_text(encoding="utf-8")
@@ -82,15 +96,21 @@ def _undone(text: str, stub: str, module: str, task: Task, needed: Collection[Sy
     """`text` with the task's code as it stands in the stub, but for what tasks that are done need as well."""
     for symbol in task.symbols:
         if symbol.module == module and module.endswith(".py") and symbol not in needed:
-            text = _replaced(text, segment(text, symbol.name), segment(stub, symbol.name))
+            old, new = (_found(source, symbol) for source in (text, stub))
+            text = _replaced(text, old, new)
     if not module.endswith(".py"):
         for number, empty in enumerate(regions(stub, task.id)):
             text = _replaced(text, regions(text, task.id)[number], empty)
     return text
 
 
-def _replaced(text: str, old: Segment | None, new: Segment | None) -> str:
-    if old is None or new is None:
-        return text
+def _found(text: str, symbol: Symbol) -> Segment:
+    found = segment(text, symbol.name)
+    if found is None:
+        raise SpecError(f"{symbol.module} has no {symbol.name}, which a task lists")
+    return found
+
+
+def _replaced(text: str, old: Segment, new: Segment) -> str:
     lines = split_lines(text)
     return "\n".join([*lines[: old.start - 1], *new.lines, *lines[old.end :]])

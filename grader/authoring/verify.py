@@ -26,7 +26,7 @@ from . import mutants, naming, stubs
 REFERENCE_RATIO = 0.3  # of its tolerance is what the reference may use
 KILLING_RATIO = 10.0  # tolerances by which a misconception must be off
 
-FIFTHS = (1, 2, 3, 4, 5)
+PARTS = 10  # into which the wrong solutions are dealt: `ci` verifies one of them
 
 # Outcomes that say the graded code is wrong. A refused API or a fault of the course says something else.
 WRONG = (Outcome.FAILED, Outcome.CRASHED, Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
@@ -104,14 +104,16 @@ def verify_day(
     *,
     jobs: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    fifth: int | None = None,
+    part: int | None = None,
 ) -> Proof:
-    """Grade every claim of a day, or a fifth of them, `jobs` at a time. `progress(done, total)` is told after
-    each."""
+    """Grade every claim of a day, or only a part of the wrong solutions, `jobs` at a time.
+
+    `progress(done, total)` is told after each.
+    """
     began = time.monotonic()
     made = list(claims(clone, course, day))
-    if fifth is not None:
-        made = a_fifth(made, fifth)
+    if part is not None:
+        made = one_part(made, part)
     findings: dict[int, Finding] = {}
     trials: list[naming.Trial] = []
     with tempfile.TemporaryDirectory(prefix="tinyllm-verify-") as folder:
@@ -170,10 +172,10 @@ def _settle(
 # ---- the claims ----
 
 
-def a_fifth(made: Sequence[Claim], fifth: int) -> list[Claim]:
-    """Every fifth of the claims about wrong code, from number `fifth` on, and all those about right code."""
+def one_part(made: Sequence[Claim], part: int) -> list[Claim]:
+    """All claims about right code; of those about wrong code every PARTS-th, from number `part` on."""
     wrong = [number for number, claim in enumerate(made) if claim.kind in WRONG_CODE]
-    left_out = set(wrong) - set(wrong[fifth - 1 :: len(FIFTHS)])
+    left_out = set(wrong) - set(wrong[part - 1 :: PARTS])
     return [claim for number, claim in enumerate(made) if number not in left_out]
 
 

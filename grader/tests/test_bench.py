@@ -33,11 +33,11 @@ def bench(course: Toy, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_latency_prints_the_ratio_of_each_run(course: Toy) -> None:
-    done = bench(course, "latency", "day1.1", "--runs", "2")
+    done = bench(course, "latency", "day1.1", "--runs", "1")
     assert done.returncode in (0, 1), (
         done.stderr
     )  # the machine may be busy: the verdict is not the point here
-    assert done.stdout.count("ratio") == 3
+    assert done.stdout.count("ratio") == 2
     assert "bar 1.5" in done.stdout
 
 
@@ -55,9 +55,9 @@ def test_the_bar_is_on_ratio_and_seconds() -> None:
 
 
 def test_latency_from_save_to_verdict_of_every_day(course: Toy) -> None:
-    done = bench(course, "latency", "week1", "--save", "--runs", "2")
+    done = bench(course, "latency", "week1", "--save", "--runs", "1")
     assert done.returncode in (0, 1), done.stderr
-    shape = r"^day1\.[12]: from save to verdict median [\d.]+ s, p95 [\d.]+ s, .* in 2 saves \(bar 0\.5 s\): "
+    shape = r"^day1\.[12]: from save to verdict median [\d.]+ s, p95 [\d.]+ s, .* in 1 saves \(bar 0\.5 s\): "
     assert len(re.findall(shape, done.stdout, re.M)) == 2
 
 
@@ -68,9 +68,9 @@ def test_the_bar_is_on_the_median_save() -> None:
 
 
 def test_kills_lose_nothing(course: Toy) -> None:
-    done = bench(course, "kills", "day1.1", "--runs", "12")
+    done = bench(course, "kills", "day1.1", "--runs", "6")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 runs" in done.stdout
+    assert "6 runs" in done.stdout
     assert "0 faults" in done.stdout
 
 

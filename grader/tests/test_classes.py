@@ -282,6 +282,15 @@ def test_usage(course: Toy, arguments: tuple[str, ...], says: str) -> None:
     assert says in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("option", ["--gradescope", "--github"])
+def test_a_result_that_cannot_be_written_is_told(course: Toy, option: str) -> None:
+    """Its folder is there, and the file is a folder: only writing it shows that."""
+    done = course.grade("day1.1", option, str(course.root), "--no-progress")
+    assert done.returncode == 3
+    assert "cannot be written: Is a directory." in " ".join(done.stderr.split())
+    assert "day1.1: not passed yet" in done.stdout  # the verdict came first
+
+
 def test_json_says_what_it_was_made_with(graded: tuple[Toy, dict[str, Any]]) -> None:
     versions = graded[1]["versions"]
     assert re.fullmatch(r"3\.\d+\.\d+.*", versions["python"])

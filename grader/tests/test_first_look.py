@@ -24,15 +24,6 @@ README = (CLONE.root / "README.md").read_text(encoding="utf-8")
 ODD = Path("mnt/c/Users/Some Näme/My Clones")
 
 
-def fresh(root: Path) -> Clone:
-    """A copy of this clone's files as a newcomer has them."""
-    skip = shutil.ignore_patterns(*scratch.LEFT_OUT)
-    for part in scratch.PARTS:
-        shutil.copytree(CLONE.root / part, root / part, ignore=skip)
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    return Clone(root)
-
-
 def block(name: str) -> list[str]:
     """The commands of a marked block of the README, without their comments."""
     found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```\n<!-- end -->", README, re.S)
@@ -42,7 +33,7 @@ def block(name: str) -> list[str]:
 
 def test_the_readmes_commands_lead_to_a_green_day(tmp_path: Path) -> None:
     """Typed one after another; the editor is a program that writes the reference's text into the stub."""
-    clone = fresh(tmp_path / ODD / "tinyllm")
+    clone = scratch.copy_of(CLONE, tmp_path / ODD / "tinyllm")
     programs = tmp_path / "bin"
     programs.mkdir()
     program = programs / "tinyllm-grade"
@@ -86,7 +77,7 @@ def test_the_readmes_commands_lead_to_a_green_day(tmp_path: Path) -> None:
 @pytest.fixture
 def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
     """A clone in such a place whose text files all end their lines with CRLF."""
-    clone = fresh(tmp_path / ODD / "tinyllm")
+    clone = scratch.copy_of(CLONE, tmp_path / ODD / "tinyllm")
     for path in clone.root.rglob("*"):
         if ".git" not in path.parts and path.is_file() and b"\0" not in (data := path.read_bytes()):
             path.write_bytes(data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
@@ -122,7 +113,7 @@ def test_files_with_crlf_work(windows: Clone) -> None:
 
 def test_a_file_with_crlf_beside_one_with_lf(tmp_path: Path) -> None:
     """As a Windows editor saves it: no line of it shows as another one."""
-    clone = fresh(tmp_path / ODD / "tinyllm")
+    clone = scratch.copy_of(CLONE, tmp_path / ODD / "tinyllm")
     for module in ("week1/attention.py", "kernels/axpby.cpp"):
         data = (clone.reference / module).read_bytes()
         (clone.exercises / module).write_bytes(data.replace(b"\n", b"\r\n"))

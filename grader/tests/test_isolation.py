@@ -108,6 +108,25 @@ def test_an_infinite_loop_is_stopped_at_its_line(course: Toy) -> None:
     assert any(v.name == "turns" and int(v.value) > 1000 for v in found.frames[-1].values)
 
 
+def test_what_hangs_again_is_waited_for_less(course: Toy) -> None:
+    """In whichever task; what is merely slow has its own time."""
+    course.sums(
+        top="import time\n\ndef wait():\n    while True: pass",
+        double="if x.dtype != mx.bfloat16: wait()\n    return x + x",
+        row_sums="if x.shape[0] == 1: wait()\n    time.sleep(1.2)\n    return mx.sum(x, axis=1)",
+    )
+    report = grade(course, timeout=2.0)
+    first, second, _ = checks(report, 1)
+    slow, third = checks(report, 2)
+    assert [c.outcome for c in (first, second, third)] == [Outcome.TIMED_OUT] * 3
+    assert first.seconds >= 2 > max(second.seconds, third.seconds)
+    assert min(second.seconds, third.seconds) >= 1
+    repeated = "It had less time, as it stood where another check had used up its own."
+    assert [repeated in c.failure.summary for c in (first, second, third)] == [False, True, True]
+    assert third.failure.frames[-1].function == "wait"
+    assert slow.outcome is Outcome.PASSED
+
+
 def test_a_hang_in_c_code_is_stopped_at_its_line(course: Toy) -> None:
     # Joining a thread lock from C with signals blocked: Python's own handler never gets to run.
     course.sums(
@@ -181,27 +200,44 @@ def test_a_syntax_error_is_told_with_its_line(course: Toy) -> None:
     assert found.frames[-1].source == "return x +"
 
 
-@pytest.mark.parametrize(
-    ("body", "word"),
-    [
-        ("pass", "is there a `return`"),
-        ("return x.tolist()", "not an mx.array"),
-        ("return x[0]", "shape is wrong"),
-        ("return (x + x).T", "transposes"),
-        ("return (x + x).astype(mx.int32)", "dtype is wrong"),
-        ("return x + float('nan')", "not finite"),
-        ("return mx.full(x.shape, float('inf'), dtype=x.dtype)", "not finite"),
-        ("return x.bad", "AttributeError"),
-        ("return double(x)", "calls itself without end"),
-        ("assert x.size < 0, 'too big'", "AssertionError: too big"),
-    ],
-)
-def test_wrong_results_are_told_apart(course: Toy, body: str, word: str) -> None:
-    course.sums(double=body)
+WRONG_BODIES = {
+    "pass": "is there a `return`",
+    "return x.tolist()": "not an mx.array",
+    "return x[0]": "shape is wrong",
+    "return (x + x).T": "transposes",
+    "return (x + x).astype(mx.int32)": "dtype is wrong",
+    "return x + float('nan')": "not finite",
+    "return mx.full(x.shape, float('inf'), dtype=x.dtype)": "not finite",
+    "return x.bad": "AttributeError",
+    "return wrong_8(x)": "calls itself without end",
+    "assert x.size < 0, 'too big'": "AssertionError: too big",
+    "return x + x": "",
+}
+
+
+def test_wrong_results_are_told_apart(course: Toy) -> None:
+    """Each in a function, a task and a check of its own, so that one grading finds them all."""
+    numbers = range(len(WRONG_BODIES))
+    spec, tests = toy.DAY_1[: toy.DAY_1.index("[[facts]]")], toy.TESTS_1[: toy.TESTS_1.index("@task(1)")]
+    code = "import mlx.core as mx\n"
+    for number, body in zip(numbers, WRONG_BODIES, strict=True):
+        name = f"wrong_{number}"
+        spec += f'[[tasks]]\nid = {number + 1}\ntitle = "{name}"\ngoal = "?"\nchecks = 1\n'
+        spec += f'symbols = ["{name}"]\nhints = ["?", "?", "?"]\n'
+        tests += f"\n@task({number + 1})\ndef test_{name}(solution):\n"
+        tests += "    x, x64 = sample((3, 5), mx.float32, seed=1)\n"
+        tests += (
+            f'    check.close(solution.{name}(x), 2 * x64, dtype=mx.float32, terms=2, what="{name}(x)")\n'
+        )
+        code += f"\n\ndef {name}(x):\n    {body}\n"
+    course.write("checkpoints/day1_1/checkpoint.toml", spec)
+    course.write("checkpoints/day1_1/test_sums.py", tests)
+    course.write("exercises/week1/sums.py", code)
     report = grade(course)
-    assert outcomes(report, 1) == {Outcome.FAILED}
-    assert outcomes(report, 2) == {Outcome.PASSED}
-    assert word in failure(report, 1).summary
+    for number, word in zip(numbers, WRONG_BODIES.values(), strict=True):
+        assert outcomes(report, number + 1) == {Outcome.FAILED if word else Outcome.PASSED}
+        if word:
+            assert word in failure(report, number + 1).summary
 
 
 def test_a_failure_only_in_half_precision_says_so(course: Toy) -> None:
@@ -292,15 +328,18 @@ def test_processes_that_leave_the_group_are_ended_too(course: Toy) -> None:
 
 
 def test_a_slow_check_is_measured_against_the_reference(course: Toy) -> None:
-    """The floor is 3 s: code of 4 s fails beside a quick reference and passes beside a slow one."""
-    course.sums(top="import time", row_sums="time.sleep(4)\n    return mx.sum(x, axis=1)")
-    slow = grade(course, only_task=2)
-    assert outcomes(slow, 2) == {Outcome.TIMED_OUT}
-    text = toy.SUMS.replace("import mlx", "import time\nimport mlx")
-    text = text.replace("return mx.sum", "time.sleep(1)\n    return mx.sum")
-    course.write("reference/week1/sums.py", text)
-    fair = grade(course, only_task=2)
-    assert outcomes(fair, 2) == {Outcome.PASSED}
+    """The floor is 1 s: code of 3 s fails beside a quick reference and passes beside a slow one."""
+
+    def means(seconds: float) -> str:
+        text = toy.MEANS.replace("import mlx", "import time\nimport mlx")
+        return text.replace("return row_sums", f"time.sleep({seconds})\n        return row_sums")
+
+    course.write("checkpoints/course.toml", toy.COURSE.replace("check_seconds = 3", "check_seconds = 1"))
+    course.sums()
+    course.write("exercises/week1/means.py", means(3))
+    assert outcomes(grade(course, "1.2"), 1) == {Outcome.TIMED_OUT}
+    course.write("reference/week1/means.py", means(0.5))
+    assert outcomes(grade(course, "1.2"), 1) == {Outcome.PASSED}
 
 
 def test_an_unfinished_earlier_day_is_named(course: Toy) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -74,15 +73,6 @@ def plain(x: mx.array) -> mx.array:
 """
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    """One cache for this file: the glue is compiled once."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TINYLLM_CACHE", str(folder))
-        yield folder / "kernels"
-
-
 @pytest.fixture
 def course(tmp_path: Path) -> Toy:
     course = toy.make(tmp_path / "a clone")
@@ -92,6 +82,11 @@ def course(tmp_path: Path) -> Toy:
         course.write(f"{tree}/week1/plain.py", PLAIN)
         course.write(f"{tree}/kernels/axpby.cpp", KERNEL.replace("task 6", "task 2"))
     return course
+
+
+def never_built(source: str) -> str:
+    """The same kernel as a state that no cache has. The cache is the user's: its glue is compiled already."""
+    return f"{source}// {time.time_ns()}\n"
 
 
 def grade(course: Toy, loop: str | None = None, **options) -> DayReport:
@@ -109,6 +104,20 @@ def failure(report: DayReport) -> Failure:
     return next(c.failure for t in report.tasks for c in t.checks if c.failure)
 
 
+def test_several_processes_build_at_once(course: Toy) -> None:
+    folder = course.clone.reference / "kernels"
+    course.write("reference/kernels/axpby.cpp", never_built(KERNEL))
+    code = f"from pathlib import Path; from tinyllm.kernels import build; build.load(Path({str(folder)!r}))"
+    with ThreadPoolExecutor(3) as pool:
+        runs = [
+            pool.submit(subprocess.run, [sys.executable, "-P", "-c", code], capture_output=True)
+            for _ in "abc"
+        ]
+    assert [r.result().returncode for r in runs] == [0, 0, 0]
+    built = build.build(folder)
+    assert list(built.parent.glob(f"{built.name}*")) == [built]  # and no half-copied one
+
+
 def test_a_kernel_is_built_once_and_passes(course: Toy) -> None:
     assert grade(course).verdict is Verdict.PASSED
     again = grade(course)
@@ -119,7 +128,8 @@ def test_a_kernel_is_built_once_and_passes(course: Toy) -> None:
 def test_an_edit_is_compiled_alone_and_graded(course: Toy) -> None:
     grade(course)
     began = time.monotonic()
-    report = grade(course, "for (size_t i = 0; i < size; ++i) z[i] = static_cast<T>(alpha * float(x[i]));\n")
+    loop = "for (size_t i = 0; i < size; ++i) z[i] = static_cast<T>(alpha * float(x[i]));\n"
+    report = grade(course, never_built(loop))
     assert time.monotonic() - began < 10
     assert outcome(report, 1) is Outcome.PASSED
     assert outcome(report, 2) is Outcome.FAILED
@@ -216,29 +226,18 @@ def test_without_a_compiler_the_day_is_partial(
     assert "no C++ compiler" in failure(report).summary
 
 
-def test_several_processes_build_at_once(
-    course: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TINYLLM_CACHE", str(tmp_path))
-    folder = str(course.clone.reference / "kernels")
-    load = f"from tinyllm.kernels import build; build.load(Path({folder!r}))"
-    code = f"from pathlib import Path; {load}"
-    with ThreadPoolExecutor(3) as pool:
-        runs = [
-            pool.submit(subprocess.run, [sys.executable, "-P", "-c", code], capture_output=True)
-            for _ in "abc"
-        ]
-    assert [r.result().returncode for r in runs] == [0, 0, 0]
-    assert len(list((tmp_path / "kernels").glob("*.so"))) == 1
-
-
 def test_glue_that_does_not_compile_is_not_the_learners_fault(
     course: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     glue = tmp_path / "cpp"
-    shutil.copytree(build.GLUE, glue)
+    glue.mkdir()
+    (glue / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.27)\nproject(glue LANGUAGES CXX)\n"
+        "add_library(tinyllm_native MODULE bindings.cpp)\n"
+    )
     (glue / "bindings.cpp").write_text("nothing\n")
     monkeypatch.setattr(build, "GLUE", glue)
+    monkeypatch.setenv("TINYLLM_CACHE", str(tmp_path))
     with pytest.raises(build.BuildFault, match="glue could not be built"):
         build.build(course.clone.reference / "kernels")
 
@@ -256,8 +255,9 @@ def test_which_kernels_a_tree_has_is_chosen_before_their_use(
         native.choose("tinyllm.toy_tree", folder)
 
 
-def test_old_leftovers_go(cache: Path) -> None:
-    (cache / "build-old").mkdir(parents=True)
+def test_old_leftovers_go(tmp_path: Path) -> None:
+    cache = tmp_path
+    (cache / "build-old").mkdir()
     (cache / "tinyllm_native-old.so").touch()
     for entry in ("build-old", "tinyllm_native-old.so"):
         os.utime(cache / entry, (0, 0))

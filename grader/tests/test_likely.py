@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import pytest
 from tinyllm.grader import attempts, forks, likely, runner
 from tinyllm.grader.authoring import naming
 from tinyllm.grader.report import LikelyMistake
+from tinyllm.grader.warm import Warm
 
 from . import toy
+
+Found = Callable[..., dict[int, LikelyMistake]]
 
 MISTAKES = """
 [[tasks.misconceptions]]
@@ -71,10 +75,10 @@ def test_of_doubled(solution):
 '''
 
 
-@pytest.fixture
-def course(tmp_path: Path) -> toy.Toy:
-    """The toy course with the mistakes above; its second task also runs the first one's code."""
-    made = toy.make(tmp_path / "a clone with spaces")
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """What grades the toy course with the mistakes above; its second task also runs the first one's code."""
+    made = toy.make(tmp_path_factory.mktemp("likely") / "a clone with spaces")
     spec = toy.DAY_1.replace("checks = 2", "checks = 3")
     first, second = spec.split("[[tasks]]\nid = 2")
     task_2 = second.partition("[[tasks.misconceptions]]")[0]
@@ -86,22 +90,32 @@ def course(tmp_path: Path) -> toy.Toy:
         "checkpoints/day1_1/lesson.md",
         "# Sums\n\n## Doubling\n\nTwice.\n\n### Of arrays\n\nTwo.\n\n## Rows\n\nAll.\n",
     )
-    return made
+    with Warm(made.clone, made.course.days[0]) as warm:
+        yield warm
 
 
-def found(course: toy.Toy, **bodies: str) -> dict[int, LikelyMistake]:
+@pytest.fixture
+def course(warm: Warm) -> toy.Toy:
+    """Each test writes its own sums.py into it."""
+    return toy.Toy(warm.clone)
+
+
+@pytest.fixture
+def found(course: toy.Toy, warm: Warm) -> Found:
     """What is said about the learner's file with these bodies."""
-    course.sums(**bodies)
-    day, witness = course.course.days[0], course.root / "witness.jsonl"
-    witness.unlink(missing_ok=True)
-    report = runner.grade(course.clone, course.course, day, witness=witness)
-    return {one.task: one for one in likely.explain(course.clone, day, report, witness)}
+
+    def found(**bodies: str) -> dict[int, LikelyMistake]:
+        course.sums(**bodies)
+        witness = course.root / "witness.jsonl"
+        witness.unlink(missing_ok=True)
+        report = runner.grade(course.clone, course.course, warm.day, witness=witness, launch=warm.launch)
+        return {one.task: one for one in likely.explain(course.clone, warm.day, report, witness)}
+
+    return found
 
 
-def test_a_mistake_is_named_by_its_outputs_however_it_is_written(course: toy.Toy) -> None:
-    (said,) = [
-        one for one in found(course, double="y = x * 0.5\n    return (y + 1) * 2").values() if one.task == 1
-    ]
+def test_a_mistake_is_named_by_its_outputs_however_it_is_written(found: Found) -> None:
+    (said,) = [one for one in found(double="y = x * 0.5\n    return (y + 1) * 2").values() if one.task == 1]
     assert said.mistakes == ("adds-two",)
     assert said.says == ("This is what you get when two is added.",)
     assert said.or_says == ("This is what you get when x is added to two.",)  # the same on every input
@@ -109,40 +123,40 @@ def test_a_mistake_is_named_by_its_outputs_however_it_is_written(course: toy.Toy
     assert said.checks == 3
 
 
-def test_an_unknown_mistake_is_not_guessed_at(course: toy.Toy) -> None:
-    assert found(course, double="return x + 2.01", row_sums="return mx.sum(x, axis=1) + 0.3") == {}
+def test_an_unknown_mistake_is_not_guessed_at(found: Found) -> None:
+    assert found(double="return x + 2.01", row_sums="return mx.sum(x, axis=1) + 0.3") == {}
 
 
-def test_a_mistake_in_another_task_s_code_is_told_as_such(course: toy.Toy) -> None:
-    said = found(course, double="return x + 2")
+def test_a_mistake_in_another_task_s_code_is_told_as_such(found: Found) -> None:
+    said = found(double="return x + 2")
     assert said[2].mistakes == ("adds-two",)
     assert said[2].through == 1
 
 
-def test_two_mistakes_at_once_are_named_both(course: toy.Toy) -> None:
-    said = found(course, row_sums="return mx.sum(x * x, axis=1) / 2")
+def test_two_mistakes_at_once_are_named_both(found: Found) -> None:
+    said = found(row_sums="return mx.sum(x * x, axis=1) / 2")
     assert sorted(said[2].mistakes) == ["halves", "squares-first"]
     assert len(said[2].says) == 2
 
 
-def test_an_exception_counts_with_its_type_and_its_words(course: toy.Toy) -> None:
-    assert found(course, double="return mx.reshape(x, (2, 2)) * 2")[1].mistakes == ("raises",)
-    assert found(course, double="raise ValueError('no')") == {}
+def test_an_exception_counts_with_its_type_and_its_words(found: Found) -> None:
+    assert found(double="return mx.reshape(x, (2, 2)) * 2")[1].mistakes == ("raises",)
+    assert found(double="raise ValueError('no')") == {}
 
 
-def test_right_in_one_dtype_only(course: toy.Toy) -> None:
-    said = found(course, double="return x.astype(mx.float32) * 2")
+def test_right_in_one_dtype_only(found: Found) -> None:
+    said = found(double="return x.astype(mx.float32) * 2")
     assert said[1].mistakes == ("in-float32",)
     assert said[1].checks == 2  # float16 and bfloat16
 
 
-def test_what_is_only_imprecise_is_not_called_a_mistake(course: toy.Toy) -> None:
-    assert found(course, double="return x + x * 1.0000005") == {}
+def test_what_is_only_imprecise_is_not_called_a_mistake(found: Found) -> None:
+    assert found(double="return x + x * 1.0000005") == {}
 
 
-def test_a_stub_and_a_crash_are_not_explained(course: toy.Toy) -> None:
-    assert found(course, double="raise NotImplementedError('day 1.1, task 1: double')").get(1) is None
-    assert found(course, double="import os; os._exit(0)") == {}
+def test_a_stub_and_a_crash_are_not_explained(found: Found) -> None:
+    assert found(double="raise NotImplementedError('day 1.1, task 1: double')").get(1) is None
+    assert found(double="import os; os._exit(0)") == {}
 
 
 def test_without_forks_the_same_is_said(course: toy.Toy) -> None:

@@ -7,8 +7,9 @@ import pytest
 from tinyllm.grader import catalog
 from tinyllm.grader.authoring import rehearsal, scratch
 from tinyllm.grader.clone import find_clone
+from tinyllm.grader.errors import SpecError
 
-SEED, TASKS = 3, 3
+SEED, TASKS = 3, 2
 HOME = find_clone()
 COURSE = catalog.load(HOME)
 
@@ -34,6 +35,16 @@ def test_every_task_can_be_written_wrong_alone(day: catalog.Day) -> None:
             for module, text in sources.items():
                 if module.endswith(".py"):
                     compile(text, module, "exec")
+
+
+def test_a_symbol_that_is_not_there_is_told() -> None:
+    """What stays as it is would be right code in a task that is to be wrong."""
+    task = COURSE.day("1.1").tasks[0]
+    module, name = task.symbols[0].module, task.symbols[0].name
+    there = (HOME.reference / module).read_text(encoding="utf-8")
+    for text, stub in ((there, "x = 1\n"), ("x = 1\n", there)):
+        with pytest.raises(SpecError, match=f"{module} has no {name}, which a task lists"):
+            scratch._undone(text, stub, module, task, ())
 
 
 def test_what_is_no_answer_is_told() -> None:

@@ -154,13 +154,14 @@ def _verify(clone: Clone) -> verify.Proof:
 
 def test_a_sound_day_is_proven(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYLLM_ROOT", str(clone.root))
+    monkeypatch.setattr(mutants, "CHEATS", mutants.CHEATS[:2])
     _put(clone, "checkpoints/day1_2/checkpoint.toml", LATER_SPEC)
     _put(clone, "reference/week1/later.py", LATER_REFERENCE)
 
     result = CliRunner().invoke(main, ["verify", "1.1", "--jobs", "2", "-v"])
     lines = result.output.splitlines()
     assert result.exit_code == 0, result.output
-    assert lines[0].startswith("day1.1  14 of 14 claims hold  ")
+    assert lines[0].startswith("day1.1  10 of 10 claims hold  ")
     assert "  the stub: holds" in lines
     assert "  the reference with later days unfinished: x0, test_toy.py::test_double" in lines
     assert "  task 1, misconception 'raised': exact, test_toy.py::test_double" in lines
@@ -177,37 +178,38 @@ def test_a_sound_day_is_proven(clone: Clone, monkeypatch: pytest.MonkeyPatch) ->
         "seconds",
     ]
     assert lines[-3].startswith("day1.1  2       0.00       4/4, least x")
-    assert lines[-3].split()[-4:-1] == ["4/4", "6/6", "1/1"]
+    assert lines[-3].split()[-4:-1] == ["4/4", "2/2", "1/1"]
     assert lines[-2] == "likely mistakes: 4 of 4 named (100.0%); 0 wrongly"
-    assert lines[-1] == "14 passed, 0 failed"
+    assert lines[-1] == "10 passed, 0 failed"
 
 
-def test_five_fifths_are_all_of_it(clone: Clone) -> None:
+def test_the_parts_together_are_all_of_it(clone: Clone) -> None:
     course = catalog.load(clone)
     made = list(verify.claims(clone, course, course.days[0]))
-    fifths = [[claim.name for claim in verify.a_fifth(made, fifth)] for fifth in verify.FIFTHS]
+    numbers = range(1, verify.PARTS + 1)
+    parts = [[claim.name for claim in verify.one_part(made, number)] for number in numbers]
     right = [claim.name for claim in made if claim.kind not in verify.WRONG_CODE]
     assert right == ["the reference", "the stub"]
-    wrong = [name for fifth in fifths for name in fifth if name not in right]
+    wrong = [name for part in parts for name in part if name not in right]
     assert sorted([*right, *wrong]) == sorted(claim.name for claim in made)
-    assert all(fifth[:2] == right for fifth in fifths)
-    assert {len(fifth) for fifth in fifths} == {2 + 2, 2 + 3}
+    assert all(part[:2] == right for part in parts)
+    assert {len(part) for part in parts} == {2 + 1, 2 + 2}
 
 
-def test_the_commit_tells_which_fifth(clone: Clone) -> None:
-    assert cli._fifth_of(clone) == 1  # no repository
+def test_the_commit_tells_which_part(clone: Clone) -> None:
+    assert cli._part_of(clone) == 1  # no repository
     repo = git.Repo.init(clone.root)
-    assert cli._fifth_of(clone) == 1  # no commit
+    assert cli._part_of(clone) == 1  # no commit
     told = set()
-    for number in range(30):
+    for number in range(60):
         # With its time given a commit has the same name everywhere.
         day, actor = "2020-01-01T00:00:00", git.Actor("a", "b@c")
         commit = repo.index.commit(
             f"number {number}", author=actor, committer=actor, author_date=day, commit_date=day
         )
-        assert cli._fifth_of(clone) == int(commit.hexsha, 16) % 5 + 1
-        told.add(cli._fifth_of(clone))
-    assert told == set(verify.FIFTHS)
+        assert cli._part_of(clone) == int(commit.hexsha, 16) % verify.PARTS + 1
+        told.add(cli._part_of(clone))
+    assert told == set(range(1, verify.PARTS + 1))
 
 
 LEAKY_SPEC = """
@@ -335,6 +337,7 @@ def test_a_reference_that_fails_and_a_stub_that_passes_fail_the_command(
 
 def test_a_grader_that_breaks_is_a_claim_that_fails(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutants, "CHEATS", ())
+    _put(clone, "checkpoints/day1_1/checkpoint.toml", SOUND_SPEC)
     course = catalog.load(clone)
     (clone.checkpoints / "day1_1" / "test_toy.py").write_text("def broken(:\n")
     (first, *_) = verify.verify_day(clone, course, course.days[0], jobs=2).problems
@@ -377,8 +380,8 @@ def test_ci_runs_every_step_and_tells_all_failures_at_the_end(
     ]
     assert [line[3:] for line in fine.output.splitlines() if line.startswith("== ")] == [*titles, "summary"]
     assert fine.exit_code == 0, fine.output
-    assert "every fifth of the wrong solutions, from number 1 on" in fine.output  # there is no commit
-    assert fine.output.endswith("\n14 passed, 0 failed\n")  # 9 steps, 1 test, 4 of 8 claims
+    assert "every tenth of the wrong solutions, from number 1 on" in fine.output  # there is no commit
+    assert fine.output.endswith("\n13 passed, 0 failed\n")  # 9 steps, 1 test, 3 of 8 claims
 
     _put(
         clone,

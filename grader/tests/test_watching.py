@@ -16,13 +16,18 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
+import watchfiles
 
 from tinyllm.grader import saves
 from tinyllm.grader import watching as watch_module
 from tinyllm.grader.tests import toy
 from tinyllm.grader.tests.toy import Toy
+from tinyllm.grader.watching import Watch
 
 READY = "waiting for a save"
 RUNNING = "1 of 5"
@@ -239,6 +244,31 @@ def test_an_edit_during_a_grading_starts_it_anew(course: Toy) -> None:
     assert len(attempts(course)) == 2
 
 
+def test_a_save_cuts_the_search_for_likely_mistakes_off(course: Toy, tmp_path: Path) -> None:
+    """The one mistake that it tries never ends, and leaves a file as it begins."""
+    begun = tmp_path / "begun"
+    endless = f"[__import__('pathlib').Path('{begun}').touch(), [0 for _ in iter(int, 1)]]"
+    spec = toy.DAY_1.replace('replace = "x * x"', f'replace = "{endless}"')
+    course.write("checkpoints/day1_1/checkpoint.toml", spec)
+    with watching(course, "day1.1", "--keep") as terminal:
+        terminal.until(READY)
+        course.sums(double="return x * 3")
+        assert "day1.1: not passed yet" in terminal.until("1 of 2 tasks")
+        end = time.monotonic() + PATIENCE
+        while not begun.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert begun.exists()
+        course.sums()
+        shown = terminal.until(READY)
+        assert "saved again" in shown
+        assert "day1.1: passed" in shown
+        running = psutil.Process(terminal.process.pid).children(recursive=True)
+        assert not [p for p in running if "tinyllm.grader.likely_child" in p.cmdline()]
+        terminal.press("q")
+        assert terminal.end() == 0
+    assert [a["verdict"] for a in attempts(course)] == ["not passed", "not passed", "passed"]
+
+
 @pytest.mark.parametrize("how", ["key", "terminated", "while grading"])
 def test_however_it_ends_the_terminal_is_as_it_was(course: Toy, how: str) -> None:
     course.sums(double="while True: pass" if how == "while grading" else "return x + x")
@@ -307,6 +337,75 @@ def test_file_systems_without_events_are_known(tmp_path: Path, monkeypatch: pyte
         mounts = [Mount("/", "overlay"), Mount(str(tmp_path), kind), Mount(str(tmp_path / "other"), "9p")]
         monkeypatch.setattr(psutil, "disk_partitions", lambda all, mounts=mounts: mounts)
         assert saves.without_events(tmp_path / "exercises") == (kind if poll else "")
+
+
+class Told:
+    """A screen that keeps the notices."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def bare(course: Toy, screen: Any = None) -> Watch:
+    """A Watch of day 1.1 that does not run."""
+    day = course.course.day("1.1")
+    return Watch(course.clone, course.course, day, screen=screen, listener=None, keyboard=None, command=None)
+
+
+def test_where_the_system_refuses_to_watch_files_are_polled(
+    course: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Linux when max_user_watches are used up."""
+    real = watchfiles.watch
+
+    def refuse(*arguments: Any, force_polling: bool | None, **options: Any) -> Iterator[set]:
+        if not force_polling:
+            raise OSError("no space left on device")
+        return real(*arguments, force_polling=True, **options)
+
+    monkeypatch.setattr(watchfiles, "watch", refuse)
+    screen = Told()
+    watch = bare(course, screen)
+    watch.saves = saves.Saves(course.clone.exercises, poll=False)
+    assert select.select([watch.saves], [], [], PATIENCE)[0]
+    watch._look_after_events(True)
+    try:
+        (said,) = screen.notices
+        assert said.startswith(
+            "looking five times a second: the system tells of no changes (OSError: no space"
+        )
+        end = time.monotonic() + PATIENCE
+        while not watch.saves.up and time.monotonic() < end:
+            time.sleep(0.05)
+        course.sums()
+        assert select.select([watch.saves], [], [], PATIENCE)[0]
+        assert watch.saves.take() == {course.clone.exercises / "week1/sums.py"}
+    finally:
+        watch.saves.close()
+
+
+def test_tasks_are_dealt_by_the_time_that_their_checks_took(
+    course: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_processors", lambda: 2)
+    watch = bare(course)
+    watch.warm = SimpleNamespace(forks=True)
+    assert watch._shares() == []  # nothing has been timed
+    for seconds, shares in (
+        ((0.2, 0.3, 0.6, 0.4), [{3, 1}, {4, 2}]),
+        ((0.1, 9.0, 0.1, 0.1), [{2}, {1, 3, 4}]),
+        ((0.01, 0.02, 0.03, 0.04), []),  # a second child would cost more than it saves
+    ):
+        timed = [SimpleNamespace(id=n, checks=[SimpleNamespace(seconds=s)]) for n, s in enumerate(seconds, 1)]
+        watch.report = SimpleNamespace(tasks=timed)
+        assert watch._shares() == shares
+    watch.report = SimpleNamespace(tasks=[SimpleNamespace(id=1, checks=[SimpleNamespace(seconds=5.0)])])
+    assert watch._shares() == [{1}]
+    watch.warm = SimpleNamespace(forks=False)
+    assert watch._shares() == []
 
 
 def test_no_folder_to_watch_is_told(course: Toy) -> None:
