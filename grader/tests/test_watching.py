@@ -395,17 +395,25 @@ def test_tasks_are_dealt_by_the_time_that_their_checks_took(
     watch.warm = SimpleNamespace(forks=True)
     assert watch._shares() == []  # nothing has been timed
     for seconds, shares in (
-        ((0.2, 0.3, 0.6, 0.4), [{3, 1}, {4, 2}]),
-        ((0.1, 9.0, 0.1, 0.1), [{2}, {1, 3, 4}]),
+        ((0.2, 0.3, 0.6, 0.4), [{"c", "a"}, {"d", "b"}]),
+        ((0.1, 9.0, 0.1, 0.1), [{"b"}, {"a", "c", "d"}]),
         ((0.01, 0.02, 0.03, 0.04), []),  # a second child would cost more than it saves
     ):
-        timed = [SimpleNamespace(id=n, checks=[SimpleNamespace(seconds=s)]) for n, s in enumerate(seconds, 1)]
-        watch.report = SimpleNamespace(tasks=timed)
+        watch.report = SimpleNamespace(
+            tasks=[timed({id_: s}) for id_, s in zip("abcd", seconds, strict=True)]
+        )
         assert watch._shares() == shares
-    watch.report = SimpleNamespace(tasks=[SimpleNamespace(id=1, checks=[SimpleNamespace(seconds=5.0)])])
-    assert watch._shares() == [{1}]
+    watch.report = SimpleNamespace(tasks=[timed({"a": 5.0, "b": 4.0})])  # one long task is cut
+    assert watch._shares() == [{"a"}, {"b"}]
+    watch.report = SimpleNamespace(tasks=[timed({"a[1]": 5.0, "a[2]": 4.0})])  # but not a test function
+    assert watch._shares() == [{"a[1]", "a[2]"}]
     watch.warm = SimpleNamespace(forks=False)
     assert watch._shares() == []
+
+
+def timed(seconds: dict[str, float]) -> SimpleNamespace:
+    """A task, by how long its checks took."""
+    return SimpleNamespace(checks=[SimpleNamespace(id=id_, seconds=s) for id_, s in seconds.items()])
 
 
 def test_no_folder_to_watch_is_told(course: Toy) -> None:
