@@ -44,6 +44,7 @@ class Traffic:
 
     weight_bytes: int  # packed, with scales: all linears and the head, and one row of the embedding
     weight_numbers: int  # of the linears and the head: two operations each and token
+    head_numbers: int  # the head's part of them
     cache_bytes: int  # keys and values of one token, in all layers
     attention_width: int  # H_q x D in all layers: four operations each, token and key
 
@@ -57,8 +58,10 @@ class Traffic:
     def prefill_bytes(self, length: int) -> float:
         return self.weight_bytes + length * self.cache_bytes
 
-    def prefill_operations(self, length: int) -> float:
-        return length * self.decode_operations((length + 1) / 2)
+    def prefill_operations(self, length: int, logits: int) -> float:
+        """Operations to read a text of `length` tokens and compute the logits of so many of them."""
+        without_head = 2 * (length - logits) * self.head_numbers
+        return length * self.decode_operations((length + 1) / 2) - without_head
 
 
 class Runner:
@@ -71,10 +74,21 @@ class Runner:
         self.token_seconds = 0.0  # that one token took, when it was tried
         self.read_seconds = 0.0  # that each of a few took
 
-    def begin(self, ids: Ids) -> tuple[mx.array, Any]:
-        """Read the first tokens: their logits, and what `step` goes on from."""
-        cache = self.make_cache() if self.make_cache is not None else None
-        return self._logits(ids, 0, cache), cache
+    def read(self, ids: Ids) -> tuple[mx.array, Any]:
+        """Read the first tokens as a reply begins: the logits of the last one, and what `step` goes on from.
+
+        With a cache, what it holds of all but the last token is computed and their logits never are (day 2.1,
+        and mlx-lm's own prefill).
+        """
+        if self.make_cache is None:
+            logits = self._logits(ids, 0, None)
+            mx.eval(logits)
+            return logits[:, -1], None
+        cache, last = self.make_cache(), ids.shape[1] - 1
+        if last:
+            self._logits(ids[:, :last], 0, cache)
+            mx.eval([layer.state for layer in cache])
+        return self._logits(ids[:, last:], last, cache)[:, -1], cache
 
     def step(self, ids: Ids, offset: int, cache: Any) -> mx.array:
         """The logits after one more token. ids: all tokens so far, that one included."""
@@ -194,7 +208,7 @@ class Speed:
     def _timed(self, runner: Runner, length: int) -> tuple[mx.array, float]:
         ids = self._ids(length, -length)
         began = time.perf_counter()
-        logits, _ = runner.begin(ids)
+        logits, _ = runner.read(ids)
         mx.eval(logits)
         return logits, time.perf_counter() - began
 
@@ -231,7 +245,8 @@ class Speed:
         for runner, lane in zip(able, race.lanes, strict=True):
             if lane.figures:
                 runner.read_seconds = 1 / lane.median  # a better guess than a few tokens gave
-        operations, moved = self.traffic.prefill_operations(length), self.traffic.prefill_bytes(length)
+        operations = self.traffic.prefill_operations(length, logits=1 if self.cached else length)
+        moved = self.traffic.prefill_bytes(length)
         self._add_points(f"prefill {length}", race, operations / length, moved / length)
 
     def _decode(self, prompt: int, tokens: int) -> None:
@@ -321,9 +336,7 @@ class Speed:
 
 def _reading(runner: Runner) -> Callable[[Ids], mx.array]:
     def run(ids: Ids) -> mx.array:
-        logits, _ = runner.begin(ids)
-        mx.eval(logits)  # of all positions, as they come
-        return logits[:, -1]
+        return runner.read(ids)[0]
 
     return run
 
@@ -343,7 +356,7 @@ def _decoding(
     def setup(ids: Ids) -> tuple[Ids, Any]:
         cache = None
         if runner.make_cache is not None:
-            logits, cache = runner.begin(ids[:, :start])
+            logits, cache = runner.read(ids[:, :start])
             mx.eval(logits)
         before_each()
         return ids, cache
@@ -364,19 +377,22 @@ def traffic(mlx_model: Any) -> Traffic:
     """The traffic of an mlx-lm model, packed or not, by its parameters."""
     args = mlx_model.args
     parameters = dict(tree_flatten(mlx_model.parameters()))
-    weight_bytes = weight_numbers = 0
+    weight_bytes = weight_numbers = head_numbers = 0
     for name, array in parameters.items():
         layer, _, part = name.rpartition(".")
         reads_all = layer != "model.embed_tokens" or args.tie_word_embeddings  # tied: it is the head as well
         weight_bytes += array.nbytes if reads_all else array.nbytes // array.shape[0]
         if part == "weight" and array.ndim == 2 and reads_all:
             packed = f"{layer}.scales" in parameters
-            weight_numbers += _numbers(mlx_model, layer, array) if packed else array.size
+            numbers = _numbers(mlx_model, layer, array) if packed else array.size
+            weight_numbers += numbers
+            if layer in ("model.embed_tokens", "lm_head"):
+                head_numbers += numbers
     heads = args.num_attention_heads
     dim = getattr(args, "head_dim", None) or args.hidden_size // heads
     item = parameters["model.norm.weight"].itemsize
     cache = 2 * args.num_hidden_layers * args.num_key_value_heads * dim * item
-    return Traffic(weight_bytes, weight_numbers, cache, args.num_hidden_layers * heads * dim)
+    return Traffic(weight_bytes, weight_numbers, head_numbers, cache, args.num_hidden_layers * heads * dim)
 
 
 def _numbers(mlx_model: Any, path: str, packed: mx.array) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LABEL = 11  # columns of a label such as "expected"
 NO_BREAK = "\xa0"  # textwrap leaves it alone
-MOST_THERE = 180  # characters about the line's variables, some three lines of a terminal
+MOST_THERE = 210  # characters about the line's variables, three or four lines of a terminal
 WIDEST = 100  # a wider terminal does not make prose easier to read
 
 STYLE = {

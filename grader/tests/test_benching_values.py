@@ -129,7 +129,8 @@ names = {name: [list(a.shape), str(a.dtype)] for name, a in tree_flatten(model.p
 moved = traffic(model)
 print(json.dumps({"names": names, "std": mx.std(logits).item(), "finite": mx.all(mx.isfinite(logits)).item(),
                   "dtype": str(logits.dtype), "weights": moved.weight_bytes, "numbers": moved.weight_numbers,
-                  "cache": moved.cache_bytes}))
+                  "cache": moved.cache_bytes,
+                  "head": [moved.prefill_operations(10, 10) - moved.prefill_operations(10, 1)]}))
 """
 
 
@@ -147,6 +148,7 @@ def test_a_random_checkpoint_is_a_model_of_mlx_lm(kept: Path) -> None:
     assert told["names"]["model.embed_tokens.scales"] == [[1856, 4], "mlx.core.bfloat16"]
     assert told["names"]["model.layers.3.self_attn.k_proj.bias"] == [[128], "mlx.core.bfloat16"]
     assert told["finite"]
+    assert told["head"] == [2 * 9 * 1856 * 256]  # nine tokens without logits
     assert 0.5 < told["std"] < 2  # as large as its norms make it, whatever the depth
     # By hand: 1856 x 256 of the tied head, and in each of 4 layers 256 x (256 + 128 + 128 + 256 + 3 * 384).
     numbers = 1856 * 256 + 4 * 256 * (768 + 3 * 384)

@@ -253,6 +253,10 @@ CACHED = """
 class Cache:
     offset = 0
 
+    @property
+    def state(self):
+        return [self.ids]
+
 class Model:
     def __init__(self, mlx_model):
         self.inner = mlx_model

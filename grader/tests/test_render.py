@@ -8,7 +8,7 @@ from tinyllm.grader.report import ArrayNote
 
 
 def test_what_is_said_of_a_line_s_variables_stays_short() -> None:
-    arrays = [ArrayNote(f"array_{i}", shape="(2, 3, 5)", dtype="float32") for i in range(6)]
+    arrays = [ArrayNote(f"array_{i}", shape="(2, 3, 5)", dtype="float32") for i in range(7)]
     plain = [
         describe(name, value) for name, value in (("scale", 0.3535533905932738), ("L", 5), ("temp", 0.5))
     ]
