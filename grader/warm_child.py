@@ -206,6 +206,8 @@ def preload(grading: Grading) -> None:
     mlx-lm's own modules are dropped again: a check finds them as it would in a process of its own, and they
     load quickly once all that they need is there.
     """
+    from . import cases_child  # noqa: F401
+
     for item in grading.everything:
         item.location  # noqa: B018 - a cached property, for which the check's source is read
     for name in sorted(_late_imports(grading.day.tests)):
