@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from . import prints
+
 if TYPE_CHECKING:
     from .catalog import Day
     from .plugin import Grading
@@ -132,6 +134,8 @@ class Emitter:
 
     def __call__(self, event: str, data: Mapping[str, Any]) -> None:
         sys.stdout.flush()  # what was printed before the event is in the pipe before the event
+        if event == "start":
+            prints.mark()
         line = json.dumps({"token": self._token, "event": event, **data}) + "\n"
         payload = line.encode()
         while payload:

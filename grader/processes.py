@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import large_pages
+from .prints import Prints
 
 if TYPE_CHECKING:
     import psutil
 
 TOKEN_VARIABLE = "TINYLLM_GRADING"
-KEPT_OUTPUT = 4096  # bytes of the child's prints kept at each end
 READ_BYTES = 1 << 16
 READS_AT_ONCE = 64
 ANSWER_SECONDS = 0.5  # for a child that is asked where it stands
@@ -209,29 +209,6 @@ def events_in(buffer: bytes, token: str) -> tuple[list[dict[str, Any]], bytes]:
     return events, rest
 
 
-class HeadAndTail:
-    """The first and last bytes of a stream of any length."""
-
-    def __init__(self) -> None:
-        self.head = b""
-        self.tail = b""
-        self.dropped = 0
-
-    def add(self, chunk: bytes) -> None:
-        room = KEPT_OUTPUT - len(self.head)
-        if room > 0:
-            self.head += chunk[:room]
-            chunk = chunk[room:]
-        self.tail += chunk
-        if len(self.tail) > KEPT_OUTPUT:
-            self.dropped += len(self.tail) - KEPT_OUTPUT
-            self.tail = self.tail[-KEPT_OUTPUT:]
-
-    def text(self) -> str:
-        middle = f"\n... {self.dropped} bytes left out ...\n" if self.dropped else ""
-        return self.head.decode("utf-8", "replace") + middle + self.tail.decode("utf-8", "replace")
-
-
 class Child:
     """One child, `python -P -m MODULE '<job as JSON>'`, that reports events and dies with this process.
 
@@ -253,7 +230,7 @@ class Child:
         self.token = secrets.token_hex(8)
         self._family = secrets.token_hex(8)  # in the environment, where anyone reads it: no event's token
         self.foreign_lines = 0  # in the pipe of events, from who does not know the token
-        self.prints = HeadAndTail()
+        self.prints = Prints()
         self._folder = tempfile.TemporaryDirectory(prefix="tinyllm-")
         self._stack_file = Path(self._folder.name) / "stacks"
         self._events, events_end = os.pipe()

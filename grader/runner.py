@@ -23,7 +23,6 @@ from . import processes
 from .catalog import Course, Day, Limits
 from .clone import Clone
 from .files import content_hash
-from .processes import HeadAndTail
 from .report import (
     CheckResult,
     DayReport,
@@ -490,7 +489,7 @@ class _Child:
                 self.stage = "between"
             case "start":
                 self.child.drain_prints()
-                self.child.prints = HeadAndTail()
+                self.child.prints.next()
                 self.stage, self.current = "checking", event["id"]
                 self.asked = self.repeated = False
                 task, title = run.planned[self.current]

@@ -22,7 +22,7 @@ from .catalog import Course, Day, Engine
 from .clone import Clone
 from .errors import CourseError, EnvironmentFault, UsageError
 from .models import Model
-from .processes import HeadAndTail
+from .prints import Prints
 from .report import Frame
 
 POLL_SECONDS = 0.1
@@ -184,7 +184,7 @@ class Speaker:
 
     def prints(self) -> str:
         """What the tree's code has printed since this was last asked."""
-        text, self._child.prints = self._child.prints.text(), HeadAndTail()
+        text, self._child.prints = self._child.prints.text(), Prints()
         return text
 
     # ---- replies
