@@ -152,10 +152,11 @@ class _Server:
                 os.setsid()
                 while os.getppid() == between:
                     time.sleep(0.0002)
-                self._become(job, output)
+                mark(job["family"])
                 os.write(ours, str(os.getpid()).encode())
                 os.close(theirs)
                 os.close(ours)
+                self._become(job, output)
                 return 0
         os.close(ours)
         told = os.read(theirs, 32)  # nothing when the child could not be made
@@ -169,7 +170,6 @@ class _Server:
         for standard in (1, 2):
             os.dup2(output, standard)
         os.close(output)
-        mark(job["family"])
         child.begin(job)
         child.take(self.grading, job)
 

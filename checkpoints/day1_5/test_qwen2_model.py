@@ -642,7 +642,7 @@ def test_model_lengths(solution):
 
 
 @task(4)
-@pytest.mark.parametrize("layers", [1, 2, 5])
+@pytest.mark.parametrize("layers", [1, 5])
 def test_model_depth(solution, layers):
     """as many layers as the checkpoint has, in their order"""
     checkpoint = Checkpoint(F32, SMALL | {"num_hidden_layers": layers}, seed=540 + layers)

@@ -425,7 +425,8 @@ def test_cancel(solution):
         for _ in range(steps):
             plan = scheduler.plan()
             scheduler.commit(plan, results_of(plan, [9, 9], done))
-        require(generation.status.value == stand, "the request stands elsewhere")
+        what = f"status of a request whose prompt has 9 tokens, after {steps} steps of 6"
+        check.exact(generation.status.value, stand, what=what, fact="commit-chunks")
         got = scheduler.cancel(0)
         what = f"after cancel of a request that was in {stand}"
         check.exact(got, True, what=f"the result of cancel of a request in {stand}", fact="finish-twice")
@@ -452,7 +453,8 @@ def test_cancel_meanwhile(solution):
         for _ in range(steps):
             plan = scheduler.plan()
             scheduler.commit(plan, results_of(plan, [9], done))
-        require(generation.status.value == stand, "the request stands elsewhere")
+        what = f"status of a request whose prompt has 9 tokens, after {steps} steps of 6"
+        check.exact(generation.status.value, stand, what=what, fact="commit-chunks")
         before = list(generation.tokens)
         plan = scheduler.plan()
         scheduler.cancel(0)
