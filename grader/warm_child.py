@@ -206,6 +206,8 @@ def preload(grading: Grading) -> None:
     mlx-lm's own modules are dropped again: a check finds them as it would in a process of its own, and they
     load quickly once all that they need is there.
     """
+    import numpy.random  # noqa: F401 - NumPy itself imports it at its first use
+
     from . import cases_child  # noqa: F401
 
     for item in grading.everything:
