@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tinyllm.grader.testing import check, every_case, require, schedule_text, task
+from tinyllm.grader.testing import check, every_case, schedule_text, task
 
 EOS = 7  # of the schedulers here; prompts and made-up tokens have other ids
 
