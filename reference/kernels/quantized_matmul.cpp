@@ -131,8 +131,7 @@ void some_outputs(const QuantizedMatmul<T>& call, const Arranged<W, bits>& a, T*
   constexpr uint32_t mask = (1u << bits) - 1;
   const size_t words = call.I / P; // of a row of w
   const size_t groups = call.I / call.group_size;
-  // A group has a power of two of words, so a shift finds a word's group, where a division takes as long as a row's
-  // whole vector of weights.
+  // A group has a power of two of words, so a shift finds a word's group: no division in the loop.
   const int shift = std::countr_zero(call.group_size / P);
   const size_t ahead = std::max(kAhead, R * words); // long rows: the next four
 
