@@ -252,9 +252,11 @@ MODEL = Symbol("week1/model.py", "Model")
 CACHED = """
 class Cache:
     offset = 0
+    computed = set()  # of how many tokens, with no logits of theirs
 
     @property
     def state(self):
+        self.computed.add(self.offset)
         return [self.ids]
 
 class Model:
@@ -292,6 +294,7 @@ def test_a_model_with_a_cache_is_run_with_it(
     monkeypatch.setattr(machine, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(machine, "PRODUCT", 64)
     speed(reference, heard, tiny).measure()
+    assert {3, 5} <= sys.modules["tinyllm.reference.week1.model"].Cache.computed  # all but the last token
     prefill, decode = heard.races()
     assert prefill.title == "prefill of 4 tokens"
     assert decode.title == "decode, 3 tokens after 6"  # and not: each from all tokens so far
