@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,29 +45,28 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def start(
-    argv: Sequence[str],
-    *,
-    output: int,
-    pass_fds: Sequence[int],
-    token: str,
-    cwd: str,
-    variables: Mapping[str, str] | None = None,
-) -> subprocess.Popen[bytes]:
-    """Start the child in a session of its own: the terminal's Ctrl-C reaches the parent only.
+@dataclass(frozen=True)
+class Setting:
+    """What a child starts with besides its job."""
 
-    Everything it prints goes to the file descriptor `output`; `token` marks it and what it starts.
-    `variables` are added to its environment.
-    """
+    output: int  # the file descriptor that gets all it prints
+    inherited: tuple[int, ...]  # descriptors that it has as well
+    token: str  # marks it, and what it starts, in the environment
+    cwd: str
+    variables: Mapping[str, str] = field(default_factory=dict)  # added to the environment
+
+
+def start(argv: Sequence[str], setting: Setting) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own: the terminal's Ctrl-C reaches the parent only."""
     return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        pass_fds=pass_fds,
+        stdout=setting.output,
+        stderr=setting.output,
+        pass_fds=setting.inherited,
         start_new_session=True,
-        env={**os.environ, **(variables or {}), TOKEN_VARIABLE: token},
-        cwd=cwd,
+        env={**os.environ, **setting.variables, TOKEN_VARIABLE: setting.token},
+        cwd=setting.cwd,
     )
 
 
@@ -81,39 +81,18 @@ class Process(Protocol):
     def send_signal(self, sig: int, /) -> None: ...
 
 
-class Launch(Protocol):
-    """Starts the child that runs `module` with the job; see `start` for the others."""
-
-    def __call__(
-        self,
-        module: str,
-        job: Mapping[str, Any],
-        *,
-        output: int,
-        pass_fds: Sequence[int],
-        token: str,
-        cwd: str,
-    ) -> Process: ...
+# Starts the child that runs a module with its job.
+Launch = Callable[[str, Mapping[str, Any], Setting], Process]
 
 
-def start_child(
-    module: str,
-    job: Mapping[str, Any],
-    *,
-    output: int,
-    pass_fds: Sequence[int],
-    token: str,
-    cwd: str,
-    variables: Mapping[str, str] | None = None,
-) -> Process:
+def start_child(module: str, job: Mapping[str, Any], setting: Setting) -> Process:
     """Start `python -P -m MODULE '<job as JSON>'`."""
-    argv = [sys.executable, "-P", "-m", module, json.dumps(job)]
-    return start(argv, output=output, pass_fds=pass_fds, token=token, cwd=cwd, variables=variables)
+    return start([sys.executable, "-P", "-m", module, json.dumps(job)], setting)
 
 
-def start_with_large_pages(module: str, job: Mapping[str, Any], **settings: Any) -> Process:
+def start_with_large_pages(module: str, job: Mapping[str, Any], setting: Setting) -> Process:
     """`start_child` for one that reads a whole model at every token."""
-    return start_child(module, job, variables=large_pages.variables(os.environ), **settings)
+    return start_child(module, job, replace(setting, variables=large_pages.variables(os.environ)))
 
 
 def memory_of(process: Process, *, alone: bool = False) -> int:
@@ -252,9 +231,7 @@ class Child:
             theirs.append(completed["requests"])
             self._ours.append(self._requests)
             os.set_blocking(self._requests, False)
-        self.process = launch(
-            module, completed, output=output_end, pass_fds=theirs, token=self._family, cwd=str(cwd)
-        )
+        self.process = launch(module, completed, Setting(output_end, tuple(theirs), self._family, str(cwd)))
         for fd in (*theirs, output_end):
             os.close(fd)
         self._buffer = self._unsent = b""

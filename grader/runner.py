@@ -496,7 +496,7 @@ class _Child:
                 run.on_event(Started(self.current, title, task, len(run.results) + 1, len(run.planned)))
             case "finish":
                 self.stage = "between"
-                self.yardstick = None
+                self._stop_yardstick()
                 self._finish(event)
             case "stuck":
                 self.stuck_frames = tuple(Frame.read(f) for f in event["frames"])
@@ -627,6 +627,11 @@ class _Child:
     def _modules(self) -> Sequence[str]:
         return [*self.run.day.modules, *self.run.overlays]
 
+    def _stop_yardstick(self) -> None:
+        if self.yardstick is not None:
+            self.yardstick.stop()
+            self.yardstick = None
+
     def end_later(self) -> None:
         """Let the child come to its end, which it has signed: it writes down the cases of failing checks."""
         until = time.monotonic() + CASES_SECONDS
@@ -636,8 +641,7 @@ class _Child:
 
     def end(self) -> None:
         """Leave nothing running and nothing open."""
-        if self.yardstick is not None:
-            self.yardstick.stop()
+        self._stop_yardstick()
         if self.child.foreign_lines and self.run.strict is not None:
             self._forged("something that is no event")
         if self.stage == "ended":  # it is about to go by itself

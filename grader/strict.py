@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,14 +133,7 @@ class Strict:
 
 
 def launch(
-    told: Mapping[str, Any],
-    module: str,
-    job: Mapping[str, Any],
-    *,
-    output: int,
-    pass_fds: Sequence[int],
-    token: str,
-    cwd: str,
+    told: Mapping[str, Any], module: str, job: Mapping[str, Any], setting: processes.Setting
 ) -> subprocess.Popen[bytes]:
     """A processes.Launch that runs strict_start.py in place of `module`; `told` is the job's part for it.
 
@@ -149,7 +142,7 @@ def launch(
     theirs, ours = os.pipe()
     start = Path(__file__).with_name("strict_start.py")
     argv = [sys.executable, "-I", "-S", str(start), str(theirs)]
-    process = processes.start(argv, output=output, pass_fds=[*pass_fds, theirs], token=token, cwd=cwd)
+    process = processes.start(argv, replace(setting, inherited=(*setting.inherited, theirs)))
     os.close(theirs)
     with contextlib.suppress(BrokenPipeError), os.fdopen(ours, "wb") as pipe:
         pipe.write(json.dumps({**job, "strict": told}).encode())

@@ -87,16 +87,22 @@ class Forked:
 
 
 class Warm:
-    """A warm process for the gradings of one day with one tree. It is started at once, in the background."""
+    """A warm process for the gradings of one day with one tree. It is started at once, in the background.
 
-    def __init__(self, clone: Clone, day: Day, solution: str = "exercises", *, fork: bool = True) -> None:
+    ahead: children that are forked as soon as it is ready, and wait for their jobs.
+    """
+
+    def __init__(
+        self, clone: Clone, day: Day, solution: str = "exercises", *, fork: bool = True, ahead: int = 0
+    ) -> None:
         self.clone = clone
         self.day = day
         self.solution = solution
         self.why_not = ""  # why it does not fork; "" while it is not known
         self.launched = 0  # children that came out of it
-        self._given: set[int] = set()  # their process ids
+        self._waiting: list[socket.socket] = []  # of forks that wait for a job
         self._fork = fork
+        self._ahead = ahead
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._ready = False
@@ -110,24 +116,15 @@ class Warm:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def launch(
-        self,
-        module: str,
-        job: Mapping[str, Any],
-        *,
-        output: int,
-        pass_fds: Sequence[int],
-        token: str,
-        cwd: str,
-    ) -> processes.Process:
+    def launch(self, module: str, job: Mapping[str, Any], setting: processes.Setting) -> processes.Process:
         """Start a child for the job: from the warm process where that fits, else a plain one."""
         mine = (str(self.clone.root), self.day.id, self.solution)
         if module == CHILD and (job["root"], job["day"], job["solution"]) == mine:
-            process = self._from_warm(job, output, token)
+            process = self._from_warm(job, setting.output)
             if process is not None:
                 self.launched += 1
                 return process
-        return processes.start_child(module, job, output=output, pass_fds=pass_fds, token=token, cwd=cwd)
+        return processes.start_child(module, job, setting)
 
     def refresh(self) -> None:
         """Start anew where there is no warm process, or what it depends on is not what it was."""
@@ -137,8 +134,20 @@ class Warm:
             self._state = state
             self._start()
 
+    def have_ready(self, count: int) -> None:
+        """Have `count` children forked in the background, which wait for their jobs from then on."""
+        self._take_in()
+        missing = count - len(self._waiting)
+        if missing > 0 and self._ready and self._forks and self._control is not None:
+            with contextlib.suppress(OSError):
+                messages.send(self._control, {"now": False, "forks": missing})
+
     def close(self) -> None:
-        """End the warm process. Children that came out of it go on."""
+        """End the warm process. Children that have a job go on."""
+        self._take_in()
+        for control in self._waiting:
+            _dismiss(control)
+        self._waiting = []
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -159,6 +168,7 @@ class Warm:
             "day": self.day.id,
             "solution": self.solution,
             "fork": self._fork,
+            "ahead": self._ahead,
         }
         with theirs:
             self._process = subprocess.Popen(
@@ -174,42 +184,52 @@ class Warm:
         self._control = ours
         self._ready = False
 
-    def _from_warm(self, job: Mapping[str, Any], output: int, token: str) -> processes.Process | None:
-        """A child out of the warm process; None where it cannot be had, and then there is none half made."""
+    def _from_warm(self, job: Mapping[str, Any], output: int) -> processes.Process | None:
+        """A child out of the warm process; None where it cannot be had."""
         self.refresh()
         if not self._get_ready() or self._control is None or self._process is None:
             self.close()
             return None
+        descriptors = [job["events"], job["lifeline"], output]
+        if not self._forks:
+            spent, self._process = self._process, None  # it is the child now
+            control, self._control = self._control, None
+            with control:
+                if _hand_over(control, job, descriptors):
+                    return spent
+            spent.kill()
+            spent.wait()
+            return None
+        while (control := self._waiting_one()) is not None:
+            with control:
+                pid = _hand_over(control, job, descriptors)
+            if pid:
+                return Forked(pid)
+        self.close()
+        return None
+
+    def _waiting_one(self) -> socket.socket | None:
+        """The socket of a fork that waits for a job; None where there are no forks to be had."""
+        self._take_in()
+        if self._waiting:
+            return self._waiting.pop(0)
+        assert self._control is not None
         try:
             self._control.settimeout(ANSWER_SECONDS)
-            messages.send(self._control, dict(job), [job["events"], job["lifeline"], output])
-            answer, _ = messages.receive(self._control)
+            messages.send(self._control, {"now": True})
+            _, descriptors = messages.receive(self._control)
         except (OSError, ValueError):
-            answer = None
-        if answer is None or answer["pid"] <= 0:
-            self._end_half_made()
             return None
-        if self._forks:
-            self._given.add(answer["pid"])
-            return Forked(answer["pid"])
-        spent, self._process = self._process, None  # it is the child now
-        self._control.close()
-        self._control = None
-        return spent
+        return socket.socket(fileno=descriptors[0]) if descriptors else None
 
-    def _end_half_made(self) -> None:
-        """End the warm process and what it may just have forked: the job goes to another child."""
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            command = psutil.Process(self.pid).cmdline()  # a fork has the same
-            self.close()
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if process.pid not in self._given and process.cmdline() == command:
-                        process.kill()
-                        process.wait(1)
-        self.close()
+    def _take_in(self) -> None:
+        """The sockets of forks that have been made meanwhile."""
+        with contextlib.suppress(OSError, ValueError):
+            while self._ready and self._control is not None and _readable(self._control):
+                _, descriptors = messages.receive(self._control)
+                if not descriptors:
+                    return  # it has ended
+                self._waiting.append(socket.socket(fileno=descriptors[0]))
 
     def _get_ready(self) -> bool:
         if self._ready or self._control is None:
@@ -234,6 +254,34 @@ class Warm:
     def forks(self) -> bool:
         """Whether children are forked; waits until that is known."""
         return self._get_ready() and self._forks
+
+
+def _readable(control: socket.socket) -> bool:
+    return bool(select.select([control], [], [], 0)[0])
+
+
+def _hand_over(control: socket.socket, job: Mapping[str, Any], descriptors: Sequence[int]) -> int:
+    """Give the job to the process that waits at the socket's other end: its id, or 0 where it has ended."""
+    try:
+        control.settimeout(ANSWER_SECONDS)
+        told, _ = messages.receive(control)
+        if told is not None:
+            messages.send(control, dict(job), descriptors)
+            return told["pid"]
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def _dismiss(control: socket.socket) -> None:
+    """Let a fork end that waits for a job, and take leave of it."""
+    told = None
+    with control, contextlib.suppress(OSError, ValueError):
+        control.settimeout(ANSWER_SECONDS)
+        told, _ = messages.receive(control)
+    if told is not None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(told["pid"], 0)
 
 
 def _state_of(clone: Clone, day: Day) -> tuple[tuple[str, int, int], ...]:

@@ -3,12 +3,12 @@
     python -P -m tinyllm.grader.warm_child '<setting as JSON>'
 
 It stands where a grading child stands right before it imports the learner's modules: the tripwires are armed,
-the day's tests are collected, nothing of the learner's has run. A job comes over a socket with the file
-descriptors that its child is to report on; the answer is the process id of a child that goes on from here.
+the day's tests are collected, nothing of the learner's has run. Asked for a fork, it answers with a socket:
+who sends a job to that, with the descriptors to report on, has a child that goes on from here (spares.py).
 
 Forking is safe as long as MLX has computed nothing: what it needs for that are threads, and a fork has only
 the one that called it. So the threads are counted. Where there are more than NumPy's, or where MLX computes
-on a GPU, or where orphans cannot be adopted (off Linux), this process does the first job itself, and whoever
+on a GPU, or where orphans cannot be adopted (off Linux), this process waits for the job itself, and whoever
 started it starts another.
 
 Where it forks, one fork computes what the day's checks keep (preparing.py), and every later one has that.
@@ -26,7 +26,6 @@ import os
 import select
 import socket
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,10 +34,13 @@ from typing import TYPE_CHECKING, Any
 from . import child
 from .messages import receive, send
 from .processes import TOKEN_VARIABLE
+from .spares import fork, wait_for_job
 
 if TYPE_CHECKING:
     from .plugin import Grading
     from .preparing import Preparation
+
+Job = tuple[dict[str, Any], list[int]]  # the message, and the descriptors that came with it
 
 MLX_LM_MODELS = ("models.qwen2", "models.qwen3", "models.cache")  # what checks build their oracles from
 
@@ -46,7 +48,8 @@ MLX_LM_MODELS = ("models.qwen2", "models.qwen3", "models.cache")  # what checks 
 def main(setting: dict[str, Any]) -> None:
     """Warm up, then serve until the socket closes.
 
-    `setting`: control (the socket), root, day, solution, fork (False: do the first job in this process).
+    `setting`: control (the socket), root, day, solution, fork (False: do the first job in this process),
+    ahead (the forks to be made before one is asked for).
     """
     child.die_by_signal()
     control = socket.socket(fileno=setting["control"])
@@ -69,7 +72,7 @@ def main(setting: dict[str, Any]) -> None:
         elif _threads() > threads:
             why_not = "the day's tests have MLX compute as they are imported"
         _settle_memory()
-        _Server(control, grading, forks=not why_not).run(why_not)
+        _Server(control, grading, forks=not why_not, ahead=setting["ahead"]).run(why_not)
 
     grading.wait = serve
     grading.prepare()
@@ -77,37 +80,26 @@ def main(setting: dict[str, Any]) -> None:
 
 
 class _Server:
-    """Takes jobs. `run` returns in the process that is to do one, and ends every other."""
+    """Makes forks. `run` returns in one that has got its job, and ends every other process."""
 
-    def __init__(self, control: socket.socket, grading: Grading, *, forks: bool) -> None:
+    def __init__(self, control: socket.socket, grading: Grading, *, forks: bool, ahead: int) -> None:
         self.control = control
         self.grading = grading
         self.forks = forks
         self._preparation: Preparation | None = None
+        self._wanted = ahead  # so many forks are to be made once nothing is being prepared
 
     def run(self, why_not: str) -> None:
-        self._answer({"ready": os.getpid(), "forks": self.forks, "why_not": why_not})
-        if self.forks:
-            self._prepare()
-        while True:
-            self._wait_for_job()
-            message, descriptors = receive(self.control)
-            if message is None:
-                os._exit(0)
-            events, lifeline, output = descriptors
-            for descriptor in descriptors:
-                os.set_inheritable(descriptor, False)
-            job = {**message, "events": events, "lifeline": lifeline}
-            if not self.forks:
-                self._answer({"pid": os.getpid()})
-                self._become(job, output)
-                return
-            pid = self._fork(job, output)
-            if pid == 0:
-                return
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self._answer({"pid": pid})
+        try:
+            send(self.control, {"forks": self.forks, "why_not": why_not})
+            if self.forks:
+                self._prepare()
+                job = self._serve()
+            else:
+                job = wait_for_job(self.control)
+        except OSError:
+            os._exit(0)  # the grader is gone
+        self._become(*job)
 
     def _prepare(self) -> None:
         from .keeping import keep
@@ -118,60 +110,60 @@ class _Server:
         with _no_warnings():
             self._preparation = Preparation(self.grading.everything)
 
-    def _wait_for_job(self) -> None:
-        """Until the grader says something. What has been prepared meanwhile is taken in."""
-        while self._preparation is not None:
-            ready, _, _ = select.select([self.control, self._preparation.done], [], [])
-            if self._preparation.done in ready:
+    def _serve(self) -> Job:
+        """Make forks as the grader wants them; returns in a fork, with its job."""
+        while True:
+            idle = self._preparation is None and self._wanted > 0
+            asked = [self.control] if self._preparation is None else [self.control, self._preparation.done]
+            ready, _, _ = select.select(asked, [], [], 0 if idle else None)
+            now = False
+            if self._preparation is not None and self._preparation.done in ready:
                 self._preparation.take_in()
                 self._preparation = None
                 _settle_memory()
             elif ready:
-                return
+                message, _ = receive(self.control)
+                if message is None:
+                    os._exit(0)
+                now = message["now"]
+                self._wanted = max(self._wanted, 1) if now else message["forks"]
+            if now or idle:
+                self._wanted -= 1
+                job = self._fork()
+                if job is not None:
+                    return job
 
-    def _answer(self, message: dict[str, Any]) -> None:
-        try:
-            send(self.control, message)
-        except OSError:
-            os._exit(0)  # the grader is gone
-
-    def _fork(self, job: dict[str, Any], output: int) -> int:
-        """Fork twice, so that the grader, which adopts orphans, becomes the child's parent; 0 in the child.
-
-        The child's id comes once it leads a session of its own: before that it cannot be ended as a group.
-        """
-        theirs, ours = os.pipe()
+    def _fork(self) -> Job | None:
+        """Make a fork and give the grader its socket. In the fork: the job, once that has come."""
         sys.stdout.flush()
         sys.stderr.flush()
         with _no_warnings():
-            between = os.fork()
-            if between == 0:
-                between = os.getpid()
-                if os.fork():
-                    os._exit(0)
-                os.setsid()
-                while os.getppid() == between:
-                    time.sleep(0.0002)
-                mark(job["family"])
-                os.write(ours, str(os.getpid()).encode())
-                os.close(theirs)
-                os.close(ours)
-                self._become(job, output)
-                return 0
-        os.close(ours)
-        told = os.read(theirs, 32)  # nothing when the child could not be made
-        os.close(theirs)
-        os.waitpid(between, 0)
-        return int(told or -1)
+            end, is_fork = fork()
+        if is_fork:
+            self.control.close()
+            warm_up()
+            return wait_for_job(end)
+        with end:
+            send(self.control, {}, [end.fileno()])
+        return None
 
-    def _become(self, job: dict[str, Any], output: int) -> None:
+    def _become(self, message: dict[str, Any], descriptors: list[int]) -> None:
         """Make this process the job's child, as if it had been started for it."""
-        self.control.close()
+        events, lifeline, output = descriptors
         for standard in (1, 2):
             os.dup2(output, standard)
         os.close(output)
+        job = {**message, "events": events, "lifeline": lifeline}
+        mark(job["family"])
         child.begin(job)
         child.take(self.grading, job)
+
+
+def warm_up() -> None:
+    """What a process pays at its first array: MLX's threads. Only for one that will not be forked again."""
+    import mlx.core as mx
+
+    mx.eval(mx.ones((8, 8)) @ mx.ones((8, 8)))
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ class Watch:
             signal.signal(number, _leave)
         polled = self._why_poll()
         self.saves = Saves(self.clone.exercises, poll=bool(polled))
-        self.warm = Warm(self.clone, self.day)
+        self.warm = Warm(self.clone, self.day, ahead=1)
         try:
             self._open(polled)
             return self._loop()
@@ -147,6 +147,7 @@ class Watch:
         if found is not None:
             self.screen.waiting()
             self.warm.refresh()
+            self.warm.have_ready(max(1, len(self._shares())))
         return found
 
     def _grade(self, now: Hashes, *, record: bool | None = None) -> Verdict:
@@ -417,7 +418,7 @@ class Watch:
         else:
             self.warm.close()
             self.day = following
-            self.warm = Warm(self.clone, self.day)
+            self.warm = Warm(self.clone, self.day, ahead=1)
             self._open("")
             self.screen.notice(f"r is the lesson. {following.summary}", "")
 

@@ -232,7 +232,7 @@ def table(answers: Sequence[Answer]) -> str:
                 day,
                 str(len(mine)),
                 str(len(seen)),
-                f"{sum(a.right for a in seen)} = {100 * share(mine):.1f} %",
+                f"{sum(a.right for a in seen)} = {100 * share(mine):.1f} %" if seen else "none to name",
                 str(sum(a.function for a in seen)),
                 f"{sum(a.seconds for a in mine) / max(1, len(mine)):.1f}",
             )

@@ -18,7 +18,7 @@ from .stubs import NOT_COPIED
 # The grader's modules that run in a child. Only they import MLX, and only they import each other:
 # loading one of them in the grader's own process would load MLX there.
 CHILD_SIDE = frozenset(
-    {"child", "faults", "frames", "plugin", "testing", "tripwires", "warm_child"}
+    {"child", "faults", "frames", "plugin", "testing", "tripwires", "warm_child", "spares"}
     | {"keeping", "preparing"}  # of what checks compute once
     | {"comparing_child", "judging", "loading", "recording"}  # of `compare`
     | {"guilt_child"}  # of `why`

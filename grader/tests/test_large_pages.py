@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,13 +31,14 @@ def test_a_setting_is_added_and_one_that_is_there_stays() -> None:
 
 
 def test_a_child_is_started_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(processes, "start", lambda argv, **settings: given.update(settings))
+    given: list[processes.Setting] = []
+    monkeypatch.setattr(processes, "start", lambda argv, setting: given.append(setting))
     monkeypatch.delenv(large_pages.TUNABLES, raising=False)
-    processes.start_with_large_pages("m", {}, output=1, pass_fds=[], token="t", cwd="/")
-    assert given["variables"] == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    processes.start_child("m", {}, output=1, pass_fds=[], token="t", cwd="/")
-    assert not given["variables"]
+    plain = processes.Setting(output=1, inherited=(), token="t", cwd="/")
+    processes.start_with_large_pages("m", {}, plain)
+    processes.start_child("m", {}, plain)
+    assert given[0].variables == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert given[1] == plain
 
 
 def _megabytes(variables: dict[str, str]) -> float:

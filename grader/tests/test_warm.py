@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -232,6 +233,60 @@ def test_what_checks_keep_is_computed_once_for_all_gradings(tmp_path: Path) -> N
             report = runner.grade(course.clone, course.course, warm.day, launch=warm.launch, timeout=60.0)
             assert outcomes(report, 2) == [Outcome.PASSED] * 3
     assert len((course.root / "computed").read_text().split()) == 1
+
+
+def waiting(warm: Warm, count: int) -> list[psutil.Process]:
+    """The forks that wait for a job, once there are `count`. They are this process's own children."""
+    assert warm.forks, warm.why_not
+    warm.have_ready(count)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        found = []
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if "tinyllm.grader.warm_child" in process.cmdline() and process.pid != warm.pid:
+                    found.append(process)
+        if len(found) == count:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("no forks that wait")
+
+
+@linux
+def test_a_grading_takes_a_fork_that_waits_for_it(course: Toy, warm: Warm) -> None:
+    course.sums(row_sums="import os\n    print('RAN IN', os.getpid())\n    return x")
+    warm.refresh()
+    ready = {p.pid for p in waiting(warm, 2)}
+    ran = [int(failure(grade(course, warm)).prints.split("RAN IN ")[1].split()[0]) for _ in range(3)]
+    assert set(ran[:2]) == ready
+    assert ran[2] not in ready
+
+
+@linux
+def test_where_a_waiting_fork_has_died_another_grades(course: Toy, warm: Warm) -> None:
+    course.sums()
+    warm.refresh()
+    for process in waiting(warm, 2):
+        process.kill()
+    pid, launched = warm.pid, warm.launched
+    assert grade(course, warm).verdict is Verdict.PASSED
+    assert (warm.pid, warm.launched) == (pid, launched + 1)
+
+
+@linux
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_no_fork_outlives_the_warm_process_that_it_waits_for(course: Toy, end: str) -> None:
+    with Warm(course.clone, course.course.day("1.1")) as other:
+        assert other.forks
+        before = {p.pid for p in psutil.Process().children()}
+        other.have_ready(3)
+        while len(new := [p for p in psutil.Process().children() if p.pid not in before]) < 2:
+            time.sleep(0.02)
+        if end == "kill":
+            os.kill(other.pid, signal.SIGKILL)
+        else:
+            other.close()
+    assert psutil.wait_procs(new, timeout=10)[1] == []
 
 
 @linux
