@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,15 +65,16 @@ def after_grading(
 ) -> None:
     """At the end of a command's grading: say it where an earlier day is to blame, or offer the command.
 
-    Looks at the first day that failed and builds on others, unless one of these was graded just now and
-    failed too: then the learner knows. Never raises for what it cannot find out; takes GRADE_SECONDS at most.
+    Looks at the first day that failed and builds on others, unless the learner knows: one of these was graded
+    just now and failed too, or a file cannot even be read as Python. Never raises for what it cannot find
+    out; takes GRADE_SECONDS at most.
     """
     failed = [r for r in reports if r.verdict is Verdict.NOT_PASSED]
     for report in failed:
         day = course.day(report.day)
         results = guilt.tried_of(report)
         known = {d.id for d in course.foundation(day)} & {r.day for r in failed if r is not report}
-        if known or not guilt.worth_asking(day, results):
+        if known or not guilt.worth_asking(day, results) or _has_syntax_error(clone, course, day, solution):
             continue
         deadline = time.monotonic() + GRADE_SECONDS
         check_seconds = min(GRADE_CHECK_SECONDS, course.limits.check_seconds)
@@ -102,6 +104,18 @@ def after_grading(
         if record and solution == "exercises":
             _log(clone, course, found)
         return
+
+
+def _has_syntax_error(clone: Clone, course: Course, day: Day, solution: str) -> bool:
+    """Whether a module that the day runs is no Python: every check has said so."""
+    for module in (m for d in course.foundation(day) for m in d.modules if m.endswith(".py")):
+        try:
+            ast.parse((clone.tree(solution) / module).read_bytes())
+        except (SyntaxError, ValueError):  # ValueError: a null byte
+            return True
+        except OSError:
+            pass  # it is missing, which is told as well
+    return False
 
 
 def _log(clone: Clone, course: Course, found: Guilt) -> None:

@@ -43,6 +43,7 @@ GOODBYE_SECONDS = 0.5
 CASES_SECONDS = 20.0  # for the cases of failing checks to be written, after the verdict
 COSTLY = (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
 COSTLY_CHECKS = 2  # after so many of them the rest of a task is not run
+CRASHES = 3  # and after so many that ended the process: for each a new one is started
 # A check that stands where another had used up its time mostly never ends either: it has this share of its
 # floor, and at least so many seconds.
 REPEATED_SHARE = 0.2
@@ -292,14 +293,21 @@ class _Run:
         return signed
 
     def _give_up_hopeless_tasks(self) -> None:
-        """Where checks of a task keep using up their time, do not make the learner wait for the others."""
+        """Where checks of a task keep using up their time, or end the process, do not make the learner wait
+        for the others."""
         for task in self.day.tasks:
             mine = [i for i, (number, _) in self.planned.items() if number == task.id]
-            slow = sum(i in self.results and self.results[i].outcome in COSTLY for i in mine)
+            outcomes = [self.results[i].outcome for i in mine if i in self.results]
             left = [i for i in mine if i not in self.results]
-            if slow >= COSTLY_CHECKS and left:
-                reason = f"Not run: {slow} checks of this task had used up their time or memory."
-                self._fill(left, Outcome.NOT_REACHED, reason)
+            slow = sum(outcome in COSTLY for outcome in outcomes)
+            crashed = outcomes.count(Outcome.CRASHED)
+            if slow >= COSTLY_CHECKS:
+                had = f"{slow} checks of this task had used up their time or memory"
+            elif crashed >= CRASHES:
+                had = f"{crashed} checks of this task had ended the process"
+            else:
+                continue
+            self._fill(left, Outcome.NOT_REACHED, f"Not run: {had}.")
 
     def _fill(
         self, ids: Sequence[str], outcome: Outcome, summary: str, failure: Failure | None = None

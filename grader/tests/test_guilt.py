@@ -100,6 +100,18 @@ def test_no_more_is_said_where_the_earlier_day_was_graded_too(course: Toy) -> No
         assert (expected in said.getvalue()) if expected else said.getvalue() == ""
 
 
+@pytest.mark.parametrize("module", ["sums", "means"])
+def test_nothing_is_asked_where_a_file_is_no_python(course: Toy, module: str) -> None:
+    course.write(f"exercises/week1/{module}.py", "def f(:\n")
+    report = runner.grade(course.clone, course.course, course.course.day("1.2"))
+    summary = next(c.failure.summary for t in report.tasks for c in t.checks if c.failure)
+    assert f"exercises/week1/{module}.py has a syntax error on line 1" in summary
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        guilt_screen.after_grading(Screen(), course.clone, course.course, [report], record=False)
+    assert said.getvalue() == ""
+
+
 def test_the_days_own_code(course: Toy) -> None:
     course.write("exercises/week1/means.py", WRONG_MEANS)
     done = course.grade("why", "1.2", "--json", "--no-progress")

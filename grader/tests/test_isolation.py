@@ -158,6 +158,20 @@ def test_ending_the_program_is_a_crash(course: Toy, stop: str) -> None:
     assert failure(report, 1).frames[-1].source == stop
 
 
+def test_what_ends_the_process_again_and_again_is_not_run_to_the_end(course: Toy) -> None:
+    tests = toy.TESTS_1.replace("@every_dtype", '@pytest.mark.parametrize("n", range(5))')
+    tests = tests.replace("(solution, dtype)", "(solution, n, dtype=mx.float32)")
+    course.write("checkpoints/day1_1/test_sums.py", "import pytest\n" + tests)
+    course.write("checkpoints/day1_1/checkpoint.toml", toy.DAY_1.replace("checks = 3", "checks = 5"))
+    course.sums(top="import os", double="os._exit(0)")
+    report = grade(course)
+    outcome = [c.outcome for c in checks(report, 1)]
+    assert outcome == [Outcome.CRASHED] * 3 + [Outcome.NOT_REACHED] * 2
+    assert report.tasks[0].outcome is Outcome.CRASHED
+    assert "3 checks of this task had ended the process" in checks(report, 1)[4].failure.summary
+    assert outcomes(report, 2) == {Outcome.PASSED}
+
+
 def test_a_segfault_is_a_crash_at_its_line(course: Toy) -> None:
     course.sums(top="import ctypes", row_sums="return ctypes.string_at(1)")
     report = grade(course)
