@@ -39,17 +39,18 @@ def fork() -> tuple[socket.socket, bool]:
 
 
 def wait_for_job(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Say that this process waits, then do so: the job, and the descriptors that come with it.
+    """Say that this process waits, then do so: the job, which it says that it has, and its descriptors.
 
     The process leads a session of its own by now: only so can it be ended together with all that it starts.
     """
     try:
         send(control, {"pid": os.getpid()})
         job, descriptors = receive(control)
+        if job is None:
+            os._exit(0)  # there is none for it any more
+        send(control, {})
     except OSError:
         os._exit(0)  # the grader is gone
-    if job is None:
-        os._exit(0)  # there is no job for it any more
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     control.close()

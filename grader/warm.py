@@ -146,7 +146,8 @@ class Warm:
         """End the warm process. Children that have a job go on."""
         self._take_in()
         for control in self._waiting:
-            _dismiss(control)
+            with control:
+                _end(_told(control))
         self._waiting = []
         if self._control is not None:
             self._control.close()
@@ -195,16 +196,17 @@ class Warm:
             spent, self._process = self._process, None  # it is the child now
             control, self._control = self._control, None
             with control:
-                if _hand_over(control, job, descriptors):
+                if _told(control) and _hand_over(control, job, descriptors):
                     return spent
             spent.kill()
             spent.wait()
             return None
         while (control := self._waiting_one()) is not None:
             with control:
-                pid = _hand_over(control, job, descriptors)
-            if pid:
-                return Forked(pid)
+                pid = _told(control)
+                if pid and _hand_over(control, job, descriptors):
+                    return Forked(pid)
+            _end(pid)
         self.close()
         return None
 
@@ -260,28 +262,32 @@ def _readable(control: socket.socket) -> bool:
     return bool(select.select([control], [], [], 0)[0])
 
 
-def _hand_over(control: socket.socket, job: Mapping[str, Any], descriptors: Sequence[int]) -> int:
-    """Give the job to the process that waits at the socket's other end: its id, or 0 where it has ended."""
+def _told(control: socket.socket) -> int:
+    """The id of the process that waits for a job at the socket's other end; 0 where it has ended."""
     try:
         control.settimeout(ANSWER_SECONDS)
-        told, _ = messages.receive(control)
-        if told is not None:
-            messages.send(control, dict(job), descriptors)
-            return told["pid"]
+        message, _ = messages.receive(control)
     except (OSError, ValueError):
-        pass
-    return 0
+        return 0
+    return message["pid"] if message is not None else 0
 
 
-def _dismiss(control: socket.socket) -> None:
-    """Let a fork end that waits for a job, and take leave of it."""
-    told = None
-    with control, contextlib.suppress(OSError, ValueError):
-        control.settimeout(ANSWER_SECONDS)
-        told, _ = messages.receive(control)
-    if told is not None:
+def _hand_over(control: socket.socket, job: Mapping[str, Any], descriptors: Sequence[int]) -> bool:
+    """Whether the process that waits has taken the job."""
+    try:
+        messages.send(control, dict(job), descriptors)
+        return messages.receive(control)[0] is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _end(pid: int) -> None:
+    """End a fork that has no job, and take leave of it."""
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(told["pid"], 0)
+            os.waitpid(pid, 0)
 
 
 def _state_of(clone: Clone, day: Day) -> tuple[tuple[str, int, int], ...]:
