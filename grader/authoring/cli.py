@@ -233,7 +233,10 @@ def _prove_why(
             click.echo(f"  {answer.told}")
 
     answers: list[guilt_sweep.Answer] = []
-    for later in (d for d in days if d.builds_on):
+    for later in days:
+        if not later.builds_on:
+            click.echo(f"{later.name}  builds on no other day")
+            continue
         if pairs:
             answers += guilt_sweep.ask_pairs(clone, course, later, pairs, seed, told=told)
             continue

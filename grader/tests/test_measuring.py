@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import sys
 import time
@@ -307,6 +309,28 @@ def test_a_model_with_a_cache_is_run_with_it(
     assert [x["name"] for x in told["limits"]["lanes"]] == names
     assert told["count"]["title"] == "share of the limit, reference"
     assert [p["part"] for p in told["roofline"]["points"]] == ["prefill 4"] * 3 + ["decode"] * 3
+
+
+def test_a_turn_is_held_to_the_bandwidth_measured_right_before_it(
+    reference: Bench, heard: Heard, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each measurement gives twice what the one before gave, so its number tells them apart."""
+    monkeypatch.setattr(model_speed, "CACHES_HOLD", 0)
+    monkeypatch.setattr(machine, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(machine, "PRODUCT", 64)
+    counted = itertools.count()
+    monkeypatch.setattr(machine.MemoryReader, "per_second", lambda self, passes: 2.0 ** next(counted))
+    speed(reference, heard, tiny, rounds=3).measure()
+    decode = heard.races()[1]
+    limits = dict(heard.events)["limits"]
+    moved = limits["weight_bytes"] + limits["cache_bytes"]
+    measured = []
+    for lane, share in zip(decode.lanes, limits["lanes"], strict=True):
+        pairs = zip(lane.figures, share["figures"], strict=True)
+        measured.append([math.log2(100 * figure * moved / percent) for figure, percent in pairs])
+    assert all(turns == sorted(turns) for turns in measured)
+    # Three contestants had a turn each that warms up, and then three more.
+    assert sorted(sum(measured, [])) == pytest.approx(range(3, 12))
 
 
 def test_who_would_take_too_long_is_left_out_and_named(
