@@ -246,7 +246,8 @@ def _prove_why(
         mine = guilt_sweep.ask(clone, course, chosen, jobs=jobs, told=told)
         answers += mine
         click.echo(f"{later.name}  {sum(a.right for a in mine)} of {sum(a.seen for a in mine)}")
-    click.echo(guilt_sweep.pairs_told(answers) if pairs else guilt_sweep.table(answers))
+    if answers:
+        click.echo(guilt_sweep.pairs_told(answers) if pairs else guilt_sweep.table(answers))
     enough = guilt_sweep.share(answers) >= guilt_sweep.BAR
     return ci_.Result.of([] if enough else [f"why names the right day in {guilt_sweep.share(answers):.1%}"])
 

@@ -330,7 +330,7 @@ def test_a_turn_is_held_to_the_bandwidth_measured_right_before_it(
         measured.append([math.log2(100 * figure * moved / percent) for figure, percent in pairs])
     assert all(turns == sorted(turns) for turns in measured)
     # Three contestants had a turn each that warms up, and then three more.
-    assert sorted(sum(measured, [])) == pytest.approx(range(3, 12))
+    assert sorted(n for turns in measured for n in turns) == pytest.approx(range(3, 12))
 
 
 def test_who_would_take_too_long_is_left_out_and_named(
