@@ -80,16 +80,18 @@ def command(arguments: Sequence[str], folder: Path, environment: Mapping[str, st
     return Result.of([told] if done.returncode else [])
 
 
+def run_tests(root: Path, folder: Path, jobs: int = 1) -> Result:
+    """The project's own tests, `jobs` files at a time. `folder` is for their report, so that the clone stays
+    clean."""
+    junit = folder / "junit.xml"
+    return _told(junit, command(_pytest(junit, jobs), root).failures)
+
+
 def measured_tests(root: Path, folder: Path, jobs: int = 1) -> Result:
-    """The project's own tests under coverage, `jobs` files at a time. `folder` is for the data, so that the
-    clone stays clean."""
+    """The same under coverage, which takes half as long again; fails below COVERAGE_PERCENT too."""
     junit = folder / "junit.xml"
     measured = {"COVERAGE_FILE": str(folder / ".coverage")}
-    pytest = ["coverage", "run", "--parallel-mode", "-m", "pytest", "grader/tests", f"--junitxml={junit}"]
-    # A file stays in one process: what its tests share (a compiled kernel, a trained model) is made once.
-    # In the files' order, not those with many tests first: single tests that take a minute would come last.
-    several = ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"] if jobs > 1 else []
-    ran = command([*pytest, *several], root, measured)
+    ran = command(["coverage", "run", "--parallel-mode", "-m", *_pytest(junit, jobs)], root, measured)
     # A grading child that was killed while it wrote its data leaves a file that cannot be read.
     combined = command(["coverage", "combine", "--quiet"], root, {**measured, "PYTHONWARNINGS": "ignore"})
     for unreadable in folder.glob(".coverage.*"):
@@ -98,8 +100,19 @@ def measured_tests(root: Path, folder: Path, jobs: int = 1) -> Result:
     omitted = [f"{root}/grader/tests/*", *(f"{root}/grader/{name}.py" for name in UNCOUNTED)]
     report = ["--skip-covered", f"--omit={','.join(omitted)}", f"--fail-under={COVERAGE_PERCENT}"]
     enough = command(["coverage", "report", *report], root, measured)
+    return _told(junit, (*ran.failures, *combined.failures, *enough.failures))
+
+
+def _pytest(junit: Path, jobs: int) -> list[str]:
+    # A file stays in one process: what its tests share (a compiled kernel, a trained model) is made once.
+    # In the files' order, not those with many tests first: single tests that take a minute would come last.
+    several = ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"] if jobs > 1 else []
+    return ["pytest", "grader/tests", f"--junitxml={junit}", *several]
+
+
+def _told(junit: Path, failures: Sequence[str]) -> Result:
+    """The tests' results, with what else went wrong."""
     passed, wrong = _counts(junit)
-    failures = [*ran.failures, *combined.failures, *enough.failures]
     return Result(passed, max(len(wrong), 1 if failures else 0), (*wrong, *failures))
 
 

@@ -588,9 +588,7 @@ def test_a_step_that_raises_has_failed_and_the_next_ones_still_run() -> None:
     assert said[-1] == "3 passed, 1 failed"
 
 
-def test_the_tests_step_counts_tests_and_wants_them_covered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tests_step_counts_tests_and_coverage_wants_lines_run(tmp_path: Path) -> None:
     clone = Clone(tmp_path / "clone")
     tests = (
         "import pytest\n\n\ndef test_fine():\n    pass\n\n\n@pytest.mark.skip\ndef test_skipped():\n"
@@ -598,7 +596,7 @@ def test_the_tests_step_counts_tests_and_wants_them_covered(
     )
     _put(clone, "grader/tests/test_it.py", tests)
     (tmp_path / "data").mkdir()
-    result = ci.measured_tests(clone.root, tmp_path / "data")
+    result = ci.run_tests(clone.root, tmp_path / "data")
     assert (result.passed, result.failed) == (1, 1)
     assert result.failures[0] == "grader.tests.test_it::test_wrong"
 
