@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .cases import LEAVE_A_CASE
 from .catalog import Course, Day
-from .report import DayReport, Outcome, TaskResult, Verdict
+from .report import CheckResult, DayReport, Outcome, TaskResult, Verdict
 
 
 def for_tasks(day: Day, report: DayReport) -> dict[int, str]:
@@ -69,10 +69,16 @@ def for_day(course: Course, day: Day, report: DayReport) -> list[str]:
 def for_failures(day: Day, report: DayReport) -> list[str]:
     """How to look into what failed: line by line, or once more in a debugger."""
     task = next((t for t in report.tasks if any(c.outcome in LEAVE_A_CASE for c in t.checks)), None)
-    if task is None:
+    if task is None or any(_cannot_be_imported(c) for c in task.checks):
         return []
     which = f"{day.name} --task {task.id}"
     return [
         f"line by line, with shapes: tinyllm-grade trace {which}",
         f"once more, or in pdb:      tinyllm-grade replay {which}",
     ]
+
+
+def _cannot_be_imported(check: CheckResult) -> bool:
+    """Whether it failed at a module's top level: then there is no call to follow or to run again."""
+    last = check.failure.frames[-1:] if check.failure else ()
+    return any(f.path.endswith(".py") and f.function in ("", "<module>") for f in last)

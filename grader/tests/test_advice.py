@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.grader import advice, catalog
+from tinyllm.grader import advice, catalog, runner
 from tinyllm.grader.clone import Clone
 from tinyllm.grader.report import CheckResult, DayReport, Outcome, TaskResult, Verdict
+from tinyllm.grader.tests import toy
 
 COURSE = catalog.load(Clone(Path(advice.__file__).resolve().parents[1]))
 
@@ -31,3 +32,27 @@ def test_a_task_that_nothing_is_written_of_is_sent_to_its_own_files(only_task: i
         seconds=1.0,
     )
     assert f"Then fill in exercises/{files} and run this again." in advice.for_day(COURSE, day, report)
+
+
+@pytest.mark.parametrize(
+    ("top", "double", "followed"),
+    [
+        ("import not_there", "return x + x", False),
+        ("raise ValueError(1)", "return x + x", False),
+        ("", "return (x", False),
+        ("", "return nx.exp(x)", True),
+    ],
+    ids=["import", "raise", "syntax", "in a call"],
+)
+def test_what_cannot_be_imported_is_not_to_be_followed(
+    tmp_path: Path, top: str, double: str, followed: bool
+) -> None:
+    course = toy.make(tmp_path / "clone")
+    course.sums(top=top, double=double)
+    day = course.course.day("1.1")
+    report = runner.grade(course.clone, course.course, day)
+    told = advice.for_failures(day, report)
+    assert [line.rpartition("grade ")[2] for line in told] == [
+        "trace day1.1 --task 1",
+        "replay day1.1 --task 1",
+    ] * followed
