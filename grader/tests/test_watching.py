@@ -12,6 +12,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Iterator
@@ -242,6 +243,30 @@ def test_an_edit_during_a_grading_starts_it_anew(course: Toy) -> None:
         terminal.press("q")
         assert terminal.end() == 0
     assert len(attempts(course)) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked from a warm process on Linux only")
+def test_the_process_of_the_next_grading_waits_for_the_save(course: Toy) -> None:
+    with watching(course) as terminal:
+        for turn in ("first", "second"):
+            terminal.until(READY)
+            end = time.monotonic() + PATIENCE
+            waiting: list[psutil.Process] = []
+            while len(waiting) < 2:  # the warm process and a fork of it
+                assert time.monotonic() < end
+                time.sleep(0.02)
+                children = psutil.Process(terminal.process.pid).children()
+                waiting = [p for p in children if "tinyllm.grader.warm_child" in _command(p)]
+            course.sums(row_sums=f"import os\n    print('{turn} in', os.getpid())\n    return x")
+            ran = re.search(rf"{turn} in (\d+)", terminal.until(f"{turn} in"))
+            assert ran is not None
+            assert int(ran[1]) in {p.pid for p in waiting}
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def searches(process: psutil.Process) -> bool:
