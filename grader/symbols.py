@@ -8,6 +8,7 @@ with `// [task 2` ... `// task 2]`.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import warnings
 from collections.abc import Iterator
@@ -96,6 +97,7 @@ def _only_raises(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return isinstance(error, ast.Name) and error.id == "NotImplementedError"
 
 
+@functools.lru_cache(maxsize=8)  # a file is asked for each of its symbols
 def _parse(source: str) -> ast.Module | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # learners' invalid escapes are not this program's to report
