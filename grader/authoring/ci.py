@@ -98,7 +98,12 @@ def measured_tests(root: Path, folder: Path, jobs: int = 1) -> Result:
         unreadable.unlink()
     # The tests are left out here by their full path: a process that ran elsewhere has counted them in.
     omitted = [f"{root}/grader/tests/*", *(f"{root}/grader/{name}.py" for name in UNCOUNTED)]
-    report = ["--skip-covered", f"--omit={','.join(omitted)}", f"--fail-under={COVERAGE_PERCENT}"]
+    report = [
+        "--show-missing",
+        "--skip-covered",
+        f"--omit={','.join(omitted)}",
+        f"--fail-under={COVERAGE_PERCENT}",
+    ]
     enough = command(["coverage", "report", *report], root, measured)
     return _told(junit, (*ran.failures, *combined.failures, *enough.failures))
 
