@@ -104,12 +104,12 @@ QWEN3 = SMALL | {"model_type": "qwen3", "head_dim": 32}
 # wide in 0.5B and 3072 in Qwen3-0.6B, are cut: nothing but time grows with them. Of 7B, whose width is 3584,
 # there are the heads alone.
 REAL = SMALL | {"vocab_size": 211, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
-QWEN2_05B = REAL | {"hidden_size": 896, "intermediate_size": 640, "num_attention_heads": 14}
+QWEN2_05B = REAL | {"hidden_size": 896, "intermediate_size": 192, "num_attention_heads": 14}
 HEADS_OF_7B = {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False}
 QWEN3_06B = REAL | {
     "model_type": "qwen3",
     "hidden_size": 1024,
-    "intermediate_size": 512,
+    "intermediate_size": 192,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 128,
@@ -352,8 +352,9 @@ def logit_error(config, want, length, dtype, quantized):
     block += HEAD_NORMS if config.model_type == "qwen3" else 0
     block += 2 * length if dtype == F32 else 0  # the angles, as in a block
     roundings = config.num_hidden_layers * block + RMS_NORM + 2  # the last norm, the head and its cast
+    heads = config.num_attention_heads * getattr(config, "head_dim", 0)  # Qwen2's are as wide as the stream
     return {
-        "terms": config.intermediate_size,
+        "terms": max(config.hidden_size, config.intermediate_size, heads),  # the longest sum
         "roundings": 2 * roundings if dtype == F32 else roundings,  # in float32 mlx-lm rounds as well
         "magnitude": np.sqrt((want**2).mean(axis=-1, keepdims=True)),
     }
