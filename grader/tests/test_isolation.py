@@ -158,6 +158,13 @@ def test_ending_the_program_is_a_crash(course: Toy, stop: str) -> None:
     assert failure(report, 1).frames[-1].source == stop
 
 
+def test_what_is_drawn_is_the_same_in_every_grading(course: Toy) -> None:
+    course.sums(double="return mx.random.normal(x.shape).astype(x.dtype)")
+    first, second = ([c.failure.where for c in checks(grade(course), 1)] for _ in range(2))
+    assert first == second
+    assert all(first)
+
+
 def test_what_ends_the_process_again_and_again_is_not_run_to_the_end(course: Toy) -> None:
     tests = toy.TESTS_1.replace("@every_dtype", '@pytest.mark.parametrize("n", range(5))')
     tests = tests.replace("(solution, dtype)", "(solution, n, dtype=mx.float32)")
